@@ -1,0 +1,60 @@
+"""The errors of medferry, as a tree.
+
+    MedferryError
+    ├── ConfigError       the configuration file is wrong; carries every problem found
+    ├── RecordError       a record breaks its own limits (raised on construction, on both sides)
+    ├── WireError         a fragment is not what the link may carry; the fragment is dropped
+    ├── SpoolError        the spool cannot do what was asked
+    │   └── SpoolFull     a named bound is reached: refuse, do not wait
+    └── PeerError         a remote peer broke its protocol; closes one association or stream
+
+A peer's fault is data: it is caught at the edge, audited, and ends one association or stream. Any other
+error is ours and ends the worker, which the supervisor restarts. Messages are for people and say what
+happened, to which peer or object, and what to do; they never hold patient data.
+"""
+
+from __future__ import annotations
+
+
+class MedferryError(Exception):
+    """Root of all errors that medferry raises on purpose."""
+
+
+class ConfigError(MedferryError):
+    """The configuration cannot be used. `problems` has one line each: `where: what: what to write instead`."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class RecordError(MedferryError):
+    """A record is out of its limits. Raised by the record's own constructor, on both sides alike."""
+
+
+class WireError(MedferryError):
+    """A fragment was refused by the codec. `reason` is one of the counters of the link."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+
+
+class SpoolError(MedferryError):
+    """The spool cannot do what was asked (unknown object, damaged index)."""
+
+
+class SpoolFull(SpoolError):
+    """A bound of the spool is reached. `bound` names it: ``bytes``, ``objects`` or ``disk``."""
+
+    def __init__(self, bound: str, detail: str) -> None:
+        super().__init__(detail)
+        self.bound = bound
+
+
+class PeerError(MedferryError):
+    """A remote peer broke its protocol. `reason` is a short fixed word for counters and the audit."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
