@@ -1,0 +1,111 @@
+"""Counters, gauges and latency histograms of one side, for Prometheus and for `medferry status`.
+
+Each side has its own registry and its own port; nothing is shared across the link. Latencies are kept as HDR
+histograms (1 µs to 10 min, three digits), exported as Prometheus summaries. Labels are lane, side and fixed
+words; never an address, a UID or anything of a patient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from hdrh.histogram import HdrHistogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client.core import SummaryMetricFamily
+
+LOWEST_US = 1
+HIGHEST_US = 600_000_000
+"""Microseconds: longer latencies count as ten minutes."""
+
+QUANTILES = (0.5, 0.95, 0.99, 1.0)
+
+
+class Latency:
+    """One HDR histogram of a duration. `record_ns` costs about a microsecond."""
+
+    def __init__(self) -> None:
+        self._histogram = HdrHistogram(LOWEST_US, HIGHEST_US, 3)
+        self.count = 0
+        self.sum_seconds = 0.0
+
+    def record_ns(self, nanoseconds: int) -> None:
+        """Add one duration. A negative one (clocks of two machines) counts as the lowest."""
+        self._histogram.record_value(min(max(nanoseconds // 1000, LOWEST_US), HIGHEST_US))
+        self.count += 1
+        self.sum_seconds += max(nanoseconds, 0) / 1e9
+
+    def quantile_ms(self, quantile: float) -> float:
+        """Milliseconds at `quantile` (0 to 1); 0.0 while empty."""
+        if not self.count:
+            return 0.0
+        return float(self._histogram.get_value_at_percentile(quantile * 100)) / 1000
+
+    def summary(self) -> dict[str, float]:
+        """p50, p95, p99 and max in milliseconds, and the count, for status and reports."""
+        names = ("p50_ms", "p95_ms", "p99_ms", "max_ms")
+        figures = {name: round(self.quantile_ms(q), 3) for name, q in zip(names, QUANTILES, strict=True)}
+        return {**figures, "count": self.count}
+
+
+class Metrics:
+    """The registry of one side of one lane."""
+
+    def __init__(self, lane: str, side: str) -> None:
+        self.registry = CollectorRegistry()
+        self._labels = {"lane": lane, "side": side}
+        self._latencies: dict[tuple[str, str], Latency] = {}
+        self._counters: dict[str, Counter] = {}
+        self._gauges: dict[str, Gauge] = {}
+        self.registry.register(self)
+
+    def count(self, name: str, documentation: str, amount: float = 1, **labels: str) -> None:
+        """Add to the counter ``medferry_<name>_total``. Labels take fixed words only."""
+        counter = self._counters.get(name)
+        if counter is None:
+            counter = self._counters[name] = Counter(
+                f"medferry_{name}", documentation, ["lane", "side", *labels], registry=self.registry
+            )
+        counter.labels(**self._labels, **labels).inc(amount)
+
+    def gauge(self, name: str, documentation: str, value: float, **labels: str) -> None:
+        """Set the gauge ``medferry_<name>``."""
+        gauge = self._gauges.get(name)
+        if gauge is None:
+            gauge = self._gauges[name] = Gauge(
+                f"medferry_{name}", documentation, ["lane", "side", *labels], registry=self.registry
+            )
+        gauge.labels(**self._labels, **labels).set(value)
+
+    def latency(self, hop: str, scope: str = "") -> Latency:
+        """The histogram of `hop` (``receive``, ``link``, ``total``, …), within `scope` (a stream's name)."""
+        key = (hop, scope)
+        found = self._latencies.get(key)
+        if found is None:
+            found = self._latencies[key] = Latency()
+        return found
+
+    def latencies(self, scope: str = "") -> dict[str, dict[str, float]]:
+        """All summaries of one scope, by hop."""
+        return {hop: item.summary() for (hop, where), item in self._latencies.items() if where == scope}
+
+    def collect(self) -> Iterator[SummaryMetricFamily]:
+        """Prometheus' collector protocol: the histograms as one summary family."""
+        names = ["lane", "side", "hop", "scope", "quantile"]
+        family = SummaryMetricFamily(
+            "medferry_latency_seconds", "Latency by hop", labels=names[:-1]
+        )
+        for (hop, scope), item in list(self._latencies.items()):
+            labels = [self._labels["lane"], self._labels["side"], hop, scope]
+            family.add_metric(labels, count_value=item.count, sum_value=item.sum_seconds)
+            for quantile in QUANTILES:
+                sample = dict(zip(names, [*labels, str(quantile)], strict=True))
+                family.add_sample("medferry_latency_seconds", sample, item.quantile_ms(quantile) / 1000)
+        yield family
+
+    def describe(self) -> Iterable[SummaryMetricFamily]:
+        """No families are known before the first figure."""
+        return []
+
+    def exposition(self) -> bytes:
+        """The whole registry in Prometheus' text format."""
+        return generate_latest(self.registry)
