@@ -21,7 +21,7 @@ class MedferryError(Exception):
 
 
 class ConfigError(MedferryError):
-    """The configuration cannot be used. `problems` has one line each: `where: what: what to write instead`."""
+    """The configuration cannot be used. `problems` has one line each: `where: what: what to write`."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))

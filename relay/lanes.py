@@ -1,8 +1,8 @@
 """The one table that knows which package serves which kind of lane.
 
-`relay` imports neither `dicom` nor `rtc`; it finds them here by the lane's ``kind``. Each kind names a pydantic
-model for its ``[[lane]]`` table (a subclass of `config.LaneSettings`) and two coroutine functions, one per
-side, that take a `worker.SourceSide` or `worker.SinkSide` and return when the lane has drained.
+`relay` imports neither `dicom` nor `rtc`; it finds them here by the lane's ``kind``. Each kind names a
+pydantic model for its ``[[lane]]`` table (a subclass of `config.LaneSettings`) and two coroutine functions,
+one per side, that take a `worker.SourceSide` or `worker.SinkSide` and return when the lane has drained.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class Outlet(Protocol):
 
 
 Deliver = Callable[[Arrival], Awaitable[None] | None]
-"""Called once per record. When it returns (or its awaitable does), the record may be forgotten by the link."""
+"""Called once per record. When it returns (or its awaitable does), the link may forget the record."""
 
 
 class Inlet(Protocol):

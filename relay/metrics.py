@@ -91,9 +91,7 @@ class Metrics:
     def collect(self) -> Iterator[SummaryMetricFamily]:
         """Prometheus' collector protocol: the histograms as one summary family."""
         names = ["lane", "side", "hop", "scope", "quantile"]
-        family = SummaryMetricFamily(
-            "medferry_latency_seconds", "Latency by hop", labels=names[:-1]
-        )
+        family = SummaryMetricFamily("medferry_latency_seconds", "Latency by hop", labels=names[:-1])
         for (hop, scope), item in list(self._latencies.items()):
             labels = [self._labels["lane"], self._labels["side"], hop, scope]
             family.add_metric(labels, count_value=item.count, sum_value=item.sum_seconds)
