@@ -1,5 +1,8 @@
 # One word each: setup, demo, test, check, perf. Everything lives in .venv.
-PYTHON ?= $(shell command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)
+# The first interpreter that runs, is of a version we support, and can make environments.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+  $$p -c 'import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
+  && { echo $$p; break; }; done)
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
@@ -8,12 +11,10 @@ STAMP  := $(VENV)/.installed
 
 setup: $(STAMP)
 
-# Debian's python3 comes without ensurepip unless python3-venv is installed; virtualenv is the way round it.
 $(STAMP): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
-	  || { echo "medferry needs Python 3.11 to 3.13; set PYTHON=/path/to/python3.11"; exit 2; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
-	  || { echo "no venv module: apt-get install python3-venv (or set PYTHON to another Python)"; exit 2; }
+	@test -n "$(PYTHON)" || { echo "medferry needs Python 3.11 to 3.13 with its venv module:" \
+	  "apt-get install python3-venv, or set PYTHON=/path/to/python"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[test,check,perf]'
 	@touch $@
 
