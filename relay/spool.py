@@ -48,7 +48,7 @@ __all__ = [
 
 
 class Spool:
-    """Objects in custody, in one directory. Use from one event loop; see `spool_admin` for other processes."""
+    """Objects in custody, in one directory, used from one event loop. Other processes: `spool_admin`."""
 
     recovered: Recovered
     """What opening found."""

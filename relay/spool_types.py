@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 MAX_HEADER_BYTES = 4096
-"""Bytes of a file's header. A Part 10 header of ours is below 1 KiB; what describes a file reads this much."""
+"""Bytes of a file's header. A Part 10 header of ours is below 1 KiB; a description reads this much."""
 
 Status: TypeAlias = int | str
 """How a delivery went, for operators: a DIMSE status, or a short fixed word. Never a peer's text."""
@@ -43,7 +43,7 @@ class Facts:
 
 
 Describe: TypeAlias = Callable[[bytes], Facts]
-"""Reads the first `MAX_HEADER_BYTES` of a file (fewer if it is shorter). Raises a MedferryError if it cannot."""
+"""Reads the first `MAX_HEADER_BYTES` of a file, or all of a shorter one. Raises a MedferryError if it cannot."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
