@@ -96,6 +96,10 @@ class SideSettings(Settings):
         """The sockets this side listens on; subclasses add theirs to the base's."""
         return [Listener(name="metrics", address=self.metrics, kind="tcp")] if self.metrics else []
 
+    def files(self) -> list[str]:
+        """Files (keys, certificates) that the worker reads though its uid may not; see `worker.Side.file`."""
+        return []
+
 
 class LaneSettings(Settings):
     """One ``[[lane]]``. Kinds narrow `source` and `sink`."""
@@ -104,6 +108,8 @@ class LaneSettings(Settings):
     kind: str
     lab: bool = False
     """Plaintext and wildcard peers are allowed. Never for patient data."""
+    link_bytes_per_second: Annotated[int, Field(ge=0, le=100_000_000_000)] = 0
+    """Most that the valve lets pass, 0 for no limit."""
     source: SideSettings
     sink: SideSettings
 

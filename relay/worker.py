@@ -1,10 +1,9 @@
 """What a source or a sink runs in: one process, one side of one lane, one uvloop.
 
-The supervisor starts ``python -m relay.worker`` and writes a `Bootstrap` to its standard input: settings, the
-lane's key, the epoch, and the numbers of inherited descriptors. The worker confines itself (`confine.py`),
-drops to its side's uid and runs the lane kind's coroutine with a `SourceSide` or `SinkSide`. It reports to
-the supervisor on one pipe, as JSON lines: ready, statistics each second. Nothing comes from the supervisor
-but signals: SIGTERM drains.
+The supervisor starts ``python -m relay.worker``, confined (`confine.py`), and writes a `Bootstrap` to its
+standard input: settings, the lane's key, the epoch, and the numbers of inherited descriptors. The worker runs
+the lane kind's coroutine with a `SourceSide` or `SinkSide` and reports to the supervisor on one pipe, as JSON
+lines: ready, then figures each second. Nothing comes from the supervisor but signals: SIGTERM drains.
 
 A worker whose main coroutine ends, ends as a process; the supervisor decides about a restart.
 """
@@ -12,18 +11,72 @@ A worker whose main coroutine ends, ends as a process; the supervisor decides ab
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
+import gc
+import json
 import logging
+import os
+import signal
 import socket
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from relay.config import LaneSettings
-from relay.link import Inlet, Outlet
+import uvloop
+from aiohttp import web
+
+from relay import wire
+from relay.config import LaneSettings, Settings
+from relay.errors import MedferryError
+from relay.lanes import LANE_KINDS, load
+from relay.link import HEARTBEAT_SECONDS, Inlet, Outlet
+from relay.log import configure
 from relay.metrics import Metrics
+from relay.records import Heartbeat
+from relay.valve_link import ValveInlet, ValveOutlet
 
 Status = dict[str, Any]
 """JSON-able figures of a side, for `medferry status`. Never patient data, never a peer's free text."""
+
+REPORT_SECONDS = 1.0
+"""Between two reports to the supervisor."""
+
+LOCK_SECONDS = 10.0
+"""How long a worker waits for its predecessor, killed or ending, to let go of the side's directory."""
+
+SWITCH_INTERVAL = 0.0005
+"""Seconds a thread may keep the interpreter while another wants it. The default of 5 ms is what a loop would
+wait for a thread that just came back from fsync or from a codec."""
+
+
+class InheritedListener(Settings):
+    """A socket that the supervisor opened, by the listener's name."""
+
+    name: str
+    fd: int
+
+
+class Bootstrap(Settings):
+    """What the supervisor tells a worker, once, on standard input."""
+
+    relay_name: str
+    side: Literal["source", "sink"]
+    lane: dict[str, Any]
+    lane_number: int
+    key: str
+    epoch: int
+    link_is_new: bool
+    state: str
+    link_fd: int
+    report_fd: int
+    listeners: tuple[InheritedListener, ...]
+    files: dict[str, int]
+    drain_seconds: float
+    log_style: Literal["json", "text"]
+    log_level: str
 
 
 @dataclass(slots=True, kw_only=True)
@@ -38,6 +91,7 @@ class Side:
     """This side's own directory, as a path that this process can use."""
     sockets: dict[str, list[socket.socket]]
     """Listening sockets (TCP) and bound sockets (UDP) by `config.Listener.name`; non-blocking."""
+    files: dict[str, int] = field(default_factory=dict)
     metrics: Metrics
     log: logging.Logger
     draining: asyncio.Event
@@ -49,12 +103,18 @@ class Side:
     ready: Callable[[], None] = field(default=lambda: None)
     """To be called once, when the side listens and can work."""
 
+    def file(self, path: str) -> str:
+        """Where to read a file that the settings' `files()` named: the supervisor passed its contents."""
+        return f"/proc/self/fd/{self.files[path]}" if path in self.files else path
+
 
 @dataclass(slots=True, kw_only=True)
 class SourceSide(Side):
     """Side A's half: what it sends on `outlet` is the only thing that ever leaves it."""
 
     outlet: Outlet
+    link_is_new: bool
+    """The link is not the one of this side's last run: what was on its way then may be lost."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -62,3 +122,172 @@ class SinkSide(Side):
     """Side B's half: `inlet` is the only thing it ever learns of side A."""
 
     inlet: Inlet
+
+
+class Reporter:
+    """Writes JSON lines to the supervisor. A full pipe drops a line: reports are repeated anyway."""
+
+    def __init__(self, fd: int) -> None:
+        os.set_blocking(fd, False)
+        self._fd = fd
+        self.dropped = 0
+
+    def send(self, **fields: Any) -> None:
+        try:
+            os.write(self._fd, json.dumps(fields).encode() + b"\n")
+        except BlockingIOError:
+            self.dropped += 1
+
+
+async def _heartbeats(outlet: Outlet) -> None:
+    while True:
+        await outlet.send(Heartbeat(sent_ns=time.monotonic_ns()))
+        await asyncio.sleep(HEARTBEAT_SECONDS)
+
+
+async def _serve_metrics(side: Side) -> web.AppRunner | None:
+    """Serve /metrics on the side's own listener, where one is configured."""
+    sockets = side.sockets.get("metrics", [])
+    if not sockets:
+        return None
+
+    async def exposition(_: web.Request) -> web.Response:
+        return web.Response(body=side.metrics.exposition(), content_type="text/plain", charset="utf-8")
+
+    application = web.Application()
+    application.router.add_get("/metrics", exposition)
+    runner = web.AppRunner(application, access_log=None)
+    await runner.setup()
+    for sock in sockets:
+        await web.SockSite(runner, sock).start()
+    return runner
+
+
+def _link_status(side: SourceSide | SinkSide) -> Status:
+    if isinstance(side, SourceSide):
+        outlet = side.outlet
+        assert isinstance(outlet, ValveOutlet)
+        return {"fragments": outlet.fragments, "bytes": outlet.bytes, "waits": outlet.waits}
+    inlet = side.inlet
+    assert isinstance(inlet, ValveInlet)
+    counters = inlet.decoder.counters
+    return {
+        "fragments": counters.fragments,
+        "duplicates": counters.duplicates,
+        "gaps": counters.gaps,
+        "missing": counters.missing,
+        "refused": dict(counters.refused),
+        "silent": inlet.silent,
+    }
+
+
+async def _reports(side: SourceSide | SinkSide, reporter: Reporter) -> None:
+    while True:
+        link = _link_status(side)
+        for name, value in link.items():
+            if not isinstance(value, dict):
+                side.metrics.gauge(f"link_{name}", f"Link: {name}", float(value))
+        reporter.send(status={**side.status(), "link": link})
+        await asyncio.sleep(REPORT_SECONDS)
+
+
+async def _run(
+    side: SourceSide | SinkSide, main: Callable[[Any], Awaitable[None]], reporter: Reporter
+) -> None:
+    """Run the lane kind's coroutine with the tasks every side has, until it returns."""
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, side.draining.set)
+    side.ready = lambda: reporter.send(ready=True)
+    runner = await _serve_metrics(side)
+    async with asyncio.TaskGroup() as tasks:
+        helpers = [tasks.create_task(_reports(side, reporter), name="reports")]
+        if isinstance(side, SourceSide):
+            helpers.append(tasks.create_task(_heartbeats(side.outlet), name="heartbeats"))
+        await main(side)
+        for helper in helpers:
+            helper.cancel()
+    reporter.send(status={**side.status(), "link": _link_status(side)})
+    if runner is not None:
+        await runner.cleanup()
+
+
+def _alarm(*_: object) -> None:
+    raise TimeoutError
+
+
+def _lock(directory: str) -> int:
+    """Hold the side's directory: one worker at a time, even while a killed predecessor is still ending.
+
+    Raises:
+        MedferryError: Another process kept it for `LOCK_SECONDS`.
+    """
+    fd = os.open(f"{directory}/lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    signal.signal(signal.SIGALRM, _alarm)
+    signal.setitimer(signal.ITIMER_REAL, LOCK_SECONDS)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+    except TimeoutError:
+        os.close(fd)
+        raise MedferryError(f"{directory} is in use by another process; stop that relay first") from None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    return fd
+
+
+def _build(boot: Bootstrap, lane: LaneSettings) -> SourceSide | SinkSide:
+    sockets: dict[str, list[socket.socket]] = {}
+    for listener in boot.listeners:
+        sock = socket.socket(fileno=listener.fd)
+        sock.setblocking(False)
+        sockets.setdefault(listener.name, []).append(sock)
+    link = socket.socket(fileno=boot.link_fd)
+    key = bytes.fromhex(boot.key)
+    common: dict[str, Any] = {
+        "relay_name": boot.relay_name,
+        "lane": lane,
+        "epoch": boot.epoch,
+        "state": boot.state,
+        "sockets": sockets,
+        "files": boot.files,
+        "metrics": Metrics(lane.name, boot.side),
+        "log": logging.getLogger(f"medferry.{lane.name}.{boot.side}"),
+        "draining": asyncio.Event(),
+        "drain_seconds": boot.drain_seconds,
+    }
+    if boot.side == "source":
+        encoder = wire.Encoder(lane=boot.lane_number, key=key, epoch=boot.epoch)
+        return SourceSide(outlet=ValveOutlet(link, encoder), link_is_new=boot.link_is_new, **common)
+    decoder = wire.Decoder(lane=boot.lane_number, key=key)
+    return SinkSide(inlet=ValveInlet(link, decoder), **common)
+
+
+def main() -> int:
+    """Entry of ``python -m relay.worker``; the exit status is 0 after a drain, 1 after a fault."""
+    boot = Bootstrap.model_validate_json(sys.stdin.buffer.read())
+    configure(boot.log_style, boot.log_level, lane=boot.lane["name"], side=boot.side)
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    kind = LANE_KINDS[boot.lane["kind"]]
+    lane: LaneSettings = load(kind.settings).model_validate(boot.lane)
+    coroutine = load(kind.source if boot.side == "source" else kind.sink)
+    lock = _lock(boot.state)
+    side = _build(boot, lane)
+    # What was imported stays: keep the collector from walking it again and again.
+    gc.collect()
+    gc.freeze()
+    try:
+        with contextlib.closing(uvloop.new_event_loop()) as loop:
+            loop.run_until_complete(_run(side, coroutine, Reporter(boot.report_fd)))
+    except ExceptionGroup as group:
+        expected, faults = group.split(MedferryError)
+        for error in expected.exceptions if expected else ():
+            side.log.error("%s", error)
+        if faults is not None:
+            raise faults from None
+        return 1
+    finally:
+        os.close(lock)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

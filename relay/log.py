@@ -1,0 +1,65 @@
+"""Structured logs: one line a step, as JSON or as text, never with patient data.
+
+Every line has a time (UTC), a level, where it comes from (lane and side) and a message; callers put figures
+into the message or, for machines, into ``extra={"event": "word", …}``. What a peer wrote (AE titles apart) is
+never logged as it came: names, identifiers and element values have no place here.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+
+_STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line."""
+
+    def __init__(self, where: dict[str, str]) -> None:
+        super().__init__()
+        self._where = where
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+            + f".{record.msecs:03.0f}Z",
+            "level": record.levelname.lower(),
+            **self._where,
+            "message": record.getMessage(),
+        }
+        line.update({key: value for key, value in record.__dict__.items() if key not in _STANDARD})
+        if record.exc_info:
+            line["trace"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str, ensure_ascii=False)
+
+
+class TextFormatter(logging.Formatter):
+    """``12:00:00.123 warning studies.source message``, for people."""
+
+    def __init__(self, where: dict[str, str]) -> None:
+        super().__init__()
+        self._where = ".".join(where.values()) or "relay"
+
+    def format(self, record: logging.LogRecord) -> str:
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        level = record.levelname.lower()
+        line = f"{clock}.{record.msecs:03.0f} {level:<7} {self._where} {record.getMessage()}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+FORMATS: dict[str, type[JsonFormatter] | type[TextFormatter]] = {"json": JsonFormatter, "text": TextFormatter}
+
+
+def configure(style: str, level: str, **where: str) -> None:
+    """Send this process's log to standard error. `style` is ``json`` or ``text``."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(FORMATS[style](where))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    # Libraries describe associations and peers line by line, with values; their warnings are enough.
+    for library in ("pynetdicom", "pydicom", "aiortc", "aioice", "libav", "asyncio", "aiohttp.access"):
+        logging.getLogger(library).setLevel(logging.ERROR)

@@ -1,0 +1,481 @@
+"""The supervisor: one process that starts, watches and ends all others, and carries no data.
+
+For each lane it makes the link's sockets, opens the listening sockets, and keeps source, valve and sink
+alive. It holds the only copies of the sockets that outlive a worker, so that any of the three may be killed
+at any time and goes on where it was. SIGTERM drains: sources first, then what is in the link, then sinks,
+within `relay.drain_seconds`. SIGHUP reads the configuration again; lanes that did not change are not touched.
+
+`medferry status` asks it over a Unix socket in the state directory, open to its own user alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import itertools
+import json
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from relay import valve
+from relay.config import Config, LaneSettings, RelaySettings, SideSettings, read
+from relay.confine import EMPTY_NETNS, Confinement, needed_paths, possible
+from relay.errors import ConfigError, MedferryError
+from relay.listeners import open_listener
+from relay.process import Launch, Process, within
+from relay.systemd import notify
+from relay.valve_link import Pairs, make_pairs
+from relay.wire import KEY_BYTES
+
+log = logging.getLogger("medferry")
+
+SideName = Literal["source", "sink"]
+
+CONTROL_SOCKET = "control.sock"
+LOCK_FILE = "lock"
+SOURCE_SHARE = 0.5
+SINK_SHARE = 0.4
+"""Of the drain time, what sources and sinks may use; the rest is for the link between them."""
+
+MAX_FILE_BYTES = 1 << 20
+"""Bytes of a key or certificate file that a worker is given."""
+
+ASK_SECONDS = 5.0
+MAX_STATE_BYTES = 16 << 20
+"""Limits of a status answer: time, and bytes for `config.MAX_LANES` lanes of `process.MAX_REPORT` each."""
+
+CLAIM = "protocol separation, software-enforced one-way"
+"""What one Linux machine can honestly claim; physical separation needs two and a fibre."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogSettings:
+    """How workers log; the same for all."""
+
+    style: Literal["json", "text"] = "text"
+    level: str = "info"
+
+
+class Epochs:
+    """Numbers that only rise, also over restarts of the supervisor: seconds of the wall clock or one more."""
+
+    def __init__(self) -> None:
+        self._last = 0
+
+    def next(self) -> int:
+        """A number that was never returned before."""
+        self._last = max(self._last + 1, int(time.time()))
+        return self._last
+
+
+@dataclass(slots=True)
+class Lane:
+    """One lane at run time: its sockets, its key, its three processes."""
+
+    settings: LaneSettings
+    number: int
+    relay: RelaySettings
+    epochs: Epochs
+    logs: LogSettings
+    on_change: Callable[[], None]
+    pairs: Pairs = field(default_factory=make_pairs)
+    key: bytes = field(default_factory=lambda: secrets.token_bytes(KEY_BYTES))
+    sockets: dict[SideName, dict[str, list[socket.socket]]] = field(default_factory=dict)
+    draining: bool = False
+    _source_was_ready: bool = False
+    _files: dict[SideName, dict[str, int]] = field(default_factory=dict)
+    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    source: Process = field(init=False)
+    valve: Process = field(init=False)
+    sink: Process = field(init=False)
+
+    def __post_init__(self) -> None:
+        name = self.settings.name
+        self.source = Process(f"{name}.source", lambda fd: self._launch("source", fd), self._source_heard)
+        self.valve = Process(f"{name}.valve", self._launch_valve, self._heard)
+        self.sink = Process(f"{name}.sink", lambda fd: self._launch("sink", fd), self._heard)
+
+    @property
+    def processes(self) -> tuple[Process, Process, Process]:
+        """Source, valve, sink."""
+        return self.source, self.valve, self.sink
+
+    @property
+    def ready(self) -> bool:
+        """Whether all three are up and listen."""
+        return all(process.ready for process in self.processes)
+
+    def _source_heard(self, report: dict[str, Any]) -> None:
+        self._source_was_ready |= bool(report.get("ready"))
+        self._heard(report)
+
+    def _heard(self, report: dict[str, Any]) -> None:
+        if report.get("ready"):
+            self.on_change()
+
+    def side(self, name: SideName) -> SideSettings:
+        """The settings of one side."""
+        return self.settings.source if name == "source" else self.settings.sink
+
+    def directory(self, name: SideName) -> str:
+        """The side's own directory."""
+        return os.path.join(os.path.abspath(self.relay.state), "lanes", self.settings.name, name)
+
+    def confinement(self, name: SideName | Literal["valve"]) -> Confinement:
+        """What the process `name` gives up on this host, as this user."""
+        root = os.geteuid() == 0
+        uid = None
+        if root and self.relay.separate_users:
+            uid = self.relay.uid_base + ("source", "valve", "sink").index(name)
+        if name == "valve":
+            paths = (*needed_paths(), os.path.dirname(os.path.abspath(valve.__file__)))
+            return Confinement(uid=uid, netns=EMPTY_NETNS if root else None, paths=paths)
+        return Confinement(
+            uid=uid, netns=self.side(name).netns, paths=(*needed_paths(), self.directory(name))
+        )
+
+    def open(self) -> None:
+        """Open the listening sockets and the directories of both sides.
+
+        Raises:
+            MedferryError: Something cannot be opened; nothing stays open.
+        """
+        try:
+            for name in ("source", "sink"):
+                side = self.side(name)
+                if side.netns is not None and os.geteuid() != 0:
+                    raise MedferryError(
+                        f"lane {self.settings.name!r}.{name}: netns = {side.netns!r} needs root: "
+                        "run medferry as root or remove the key"
+                    )
+                for listener in side.listeners():
+                    opened = open_listener(listener, side.netns)
+                    self.sockets.setdefault(name, {}).setdefault(listener.name, []).extend(opened)
+                self._prepare_directory(name)
+        except MedferryError:
+            self.close()
+            raise
+
+    def _prepare_directory(self, name: SideName) -> None:
+        directory = self.directory(name)
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        uid = self.confinement(name).uid
+        if uid is None or os.stat(directory).st_uid == uid:
+            return
+        for parent, _, files in os.walk(directory):
+            for path in (parent, *(os.path.join(parent, file) for file in files)):
+                os.chown(path, uid, uid, follow_symlinks=False)
+
+    def start(self) -> None:
+        """Start the three processes and keep them alive."""
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(process.run(), name=process.name) for process in self.processes]
+
+    def _copy_files(self, name: SideName) -> dict[str, int]:
+        """The contents of the side's files in sealed memory, since its uid may not read them."""
+        self._close_files(name)
+        copies = self._files.setdefault(name, {})
+        for path in self.side(name).files():
+            with open(path, "rb") as file:
+                content = file.read(MAX_FILE_BYTES)
+            fd = copies[path] = os.memfd_create("file", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            os.write(fd, content)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+        return copies
+
+    def _close_files(self, name: SideName) -> None:
+        for fd in self._files.pop(name, {}).values():
+            os.close(fd)
+
+    def _launch(self, name: SideName, report_fd: int) -> Launch:
+        end = self.pairs.source_end if name == "source" else self.pairs.sink_end
+        listeners = [
+            {"name": key, "fd": sock.fileno()}
+            for key, sockets in self.sockets.get(name, {}).items()
+            for sock in sockets
+        ]
+        files = self._copy_files(name)
+        boot = {
+            "relay_name": self.relay.name,
+            "side": name,
+            "lane": self.settings.model_dump(mode="json"),
+            "lane_number": self.number,
+            "key": self.key.hex(),
+            "epoch": self.epochs.next(),
+            "link_is_new": name == "source" and not self._source_was_ready,
+            "state": self.directory(name),
+            "link_fd": end.fileno(),
+            "report_fd": report_fd,
+            "listeners": listeners,
+            "files": files,
+            "drain_seconds": self.relay.drain_seconds * (SOURCE_SHARE if name == "source" else SINK_SHARE),
+            "log_style": self.logs.style,
+            "log_level": self.logs.level,
+        }
+        inherited = (end.fileno(), *(sock.fileno() for sock in self._listening(name)), *files.values())
+        return Launch(
+            command=self.confinement(name).command([sys.executable, "-m", "relay.worker"]),
+            descriptors=inherited,
+            stdin=json.dumps(boot).encode(),
+        )
+
+    def _listening(self, name: SideName) -> Iterator[socket.socket]:
+        for sockets in self.sockets.get(name, {}).values():
+            yield from sockets
+
+    def _launch_valve(self, report_fd: int) -> Launch:
+        ends = (self.pairs.valve_in.fileno(), self.pairs.valve_out.fileno())
+        arguments = (*ends, report_fd, self.number, self.settings.link_bytes_per_second)
+        program = [sys.executable, "-I", os.path.abspath(valve.__file__), *map(str, arguments)]
+        return Launch(command=self.confinement("valve").command(program), descriptors=ends)
+
+    async def drain(self, deadline: float) -> None:
+        """End the lane in the direction of the data, by `deadline` (of `time.monotonic`) at the latest."""
+        self.draining = True
+        started = time.monotonic()
+        self.source.stop(signal.SIGTERM)
+        await self._end(self.source, started + (deadline - started) * SOURCE_SHARE)
+        # The valve sees the end of A once nobody holds A's end, and the sink the end of the valve.
+        self.pairs.source_end.close()
+        self.valve.finish()
+        await self._end(self.valve, deadline - (deadline - started) * SINK_SHARE / 2)
+        self.pairs.valve_in.close()
+        self.pairs.valve_out.close()
+        self.sink.stop(signal.SIGTERM)
+        await self._end(self.sink, deadline)
+        await asyncio.gather(*self._tasks)
+        self.close()
+
+    async def _end(self, process: Process, deadline: float) -> None:
+        if not await within(deadline - time.monotonic(), process.ended.wait()):
+            log.warning("%s did not end in time and was killed; what it held is in its spool", process.name)
+            process.stop(signal.SIGKILL)
+            await process.ended.wait()
+
+    def close(self) -> None:
+        """Close every socket of the lane."""
+        self.pairs.close()
+        for name in ("source", "sink"):
+            self._close_files(name)
+            for sock in self._listening(name):
+                sock.close()
+
+    def state(self) -> dict[str, Any]:
+        """What status shows of the lane."""
+        up = [process.ready for process in self.processes]
+        state = (
+            "draining" if self.draining else "running" if all(up) else "degraded" if any(up) else "starting"
+        )
+        isolation = {
+            "source": self.confinement("source"),
+            "valve": self.confinement("valve"),
+            "sink": self.confinement("sink"),
+        }
+        return {
+            "name": self.settings.name,
+            "kind": self.settings.kind,
+            "lab": self.settings.lab,
+            "state": state,
+            **{
+                name: {**process.state(), "isolation": confinement.describe()}
+                for (name, confinement), process in zip(isolation.items(), self.processes, strict=True)
+            },
+        }
+
+
+class Supervisor:
+    """All lanes of one relay, from `run` to its end."""
+
+    def __init__(self, path: str, config: Config, logs: LogSettings) -> None:
+        self._path = path
+        self._config = config
+        self._logs = logs
+        self._epochs = Epochs()
+        self._lanes: dict[str, Lane] = {}
+        self._numbers = itertools.count(1)
+        self._started_at = time.monotonic()
+        self._changed = asyncio.Event()
+        self._stop = asyncio.Event()
+        self._reload = asyncio.Event()
+        self._state = "starting"
+
+    async def run(self) -> None:
+        """Run until SIGTERM or SIGINT, then drain.
+
+        Raises:
+            MedferryError: The relay cannot start: the state directory is taken, or a lane cannot listen.
+        """
+        lock = self._lock_state()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload.set)
+        control = await self._serve_control()
+        try:
+            for settings in self._config.lanes:
+                self._lanes[settings.name] = self._open(settings)
+            for lane in self._lanes.values():
+                lane.start()
+            async with asyncio.TaskGroup() as tasks:
+                watchers = [tasks.create_task(self._announce()), tasks.create_task(self._reloads())]
+                await self._stop.wait()
+                for watcher in watchers:
+                    watcher.cancel()
+            await self._drain(list(self._lanes.values()))
+        finally:
+            for lane in self._lanes.values():
+                lane.close()
+            control.close()
+            os.unlink(self._control_path)
+            os.close(lock)
+
+    def _lock_state(self) -> int:
+        state = os.path.abspath(self._config.relay.state)
+        try:
+            os.makedirs(state, mode=0o711, exist_ok=True)
+            self._directory = os.open(state, os.O_DIRECTORY | os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(LOCK_FILE, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=self._directory)
+        except OSError as error:
+            raise MedferryError(
+                f"cannot use {state}: {error.strerror}: choose another [relay] state"
+            ) from None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            raise MedferryError(f"{state} is in use by another medferry: stop it first") from None
+        return fd
+
+    @property
+    def _control_path(self) -> str:
+        # Through the descriptor, since a socket's path may have no more than 107 bytes.
+        return f"/proc/self/fd/{self._directory}/{CONTROL_SOCKET}"
+
+    async def _serve_control(self) -> asyncio.Server:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._control_path)
+        mask = os.umask(0o077)
+        try:
+            return await asyncio.start_unix_server(self._answer, self._control_path)
+        finally:
+            os.umask(mask)
+
+    async def _answer(self, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            writer.write(json.dumps(self.state()).encode())
+            await writer.drain()
+        writer.close()
+
+    def _open(self, settings: LaneSettings) -> Lane:
+        lane = Lane(
+            settings=settings,
+            number=next(self._numbers),
+            relay=self._config.relay,
+            epochs=self._epochs,
+            logs=self._logs,
+            on_change=self._changed.set,
+        )
+        lane.open()
+        return lane
+
+    async def _announce(self) -> None:
+        """Say once that every lane listens, on standard output and to the service manager."""
+        while not all(lane.ready for lane in self._lanes.values()):
+            self._changed.clear()
+            await self._changed.wait()
+        self._state = "ready"
+        names = ", ".join(self._lanes)
+        print(f"ready: {len(self._lanes)} lane(s) listen: {names}", flush=True)
+        notify(READY=1, STATUS=f"{len(self._lanes)} lane(s) listen", MAINPID=os.getpid())
+
+    async def _reloads(self) -> None:
+        while True:
+            await self._reload.wait()
+            self._reload.clear()
+            await self._reload_once()
+
+    async def _reload_once(self) -> None:
+        try:
+            config = read(self._path)
+        except ConfigError as error:
+            for problem in error.problems:
+                log.error("reload refused, nothing changed: %s: %s", self._path, problem)
+            return
+        if config.relay != self._config.relay:
+            log.error("reload refused, nothing changed: [relay] itself changed: restart medferry for that")
+            return
+        notify(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000)
+        wanted = {settings.name: settings for settings in config.lanes}
+        gone = [lane for name, lane in self._lanes.items() if lane.settings != wanted.get(name)]
+        await self._drain(gone)
+        for lane in gone:
+            del self._lanes[lane.settings.name]
+        for name, settings in wanted.items():
+            if name in self._lanes:
+                continue
+            try:
+                self._lanes[name] = self._open(settings)
+            except MedferryError as error:
+                log.error("lane %s is not started: %s", name, error)
+                continue
+            self._lanes[name].start()
+        self._config = config
+        log.info("reloaded: %d lane(s), %d ended or changed", len(self._lanes), len(gone))
+        await self._announce()
+
+    async def _drain(self, lanes: list[Lane]) -> None:
+        if len(lanes) == len(self._lanes):
+            self._state = "draining"
+        if self._stop.is_set():
+            notify(STOPPING=1)
+        deadline = time.monotonic() + self._config.relay.drain_seconds
+        await asyncio.gather(*(lane.drain(deadline) for lane in lanes))
+
+    def state(self) -> dict[str, Any]:
+        """The whole relay, as `medferry status --json` prints it."""
+        return {
+            "relay": self._config.relay.name,
+            "pid": os.getpid(),
+            "state": self._state,
+            "up_seconds": round(time.monotonic() - self._started_at, 1),
+            "claim": CLAIM,
+            "isolation_possible": possible(),
+            "lanes": [lane.state() for lane in self._lanes.values()],
+        }
+
+
+def ask(state_directory: str) -> dict[str, Any]:
+    """The state of the relay that runs on `state_directory`.
+
+    Raises:
+        MedferryError: None runs there, or it belongs to another user.
+    """
+    try:
+        directory = os.open(state_directory, os.O_DIRECTORY | os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise MedferryError(
+            f"no relay on {state_directory}: {error.strerror}: name its state directory with --state"
+        ) from None
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.settimeout(ASK_SECONDS)
+            sock.connect(f"/proc/self/fd/{directory}/{CONTROL_SOCKET}")
+            with sock.makefile("rb") as answer:
+                state: dict[str, Any] = json.loads(answer.read(MAX_STATE_BYTES))
+                return state
+    except OSError as error:
+        reason = error.strerror or "it does not answer"
+        raise MedferryError(
+            f"no relay runs on {state_directory} ({reason}): start it with medferry run FILE"
+        ) from None
+    finally:
+        os.close(directory)

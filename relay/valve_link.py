@@ -1,0 +1,170 @@
+"""The one-machine link's two ends: an Outlet and an Inlet on half-shut SEQPACKET sockets.
+
+`make_pairs` makes the sockets that the supervisor keeps and hands out; `ValveOutlet` runs in the source,
+`ValveInlet` in the sink, and `valve.py` moves what is between. Sockets outlive the processes on either side
+of them, so a fragment that was sent waits in the kernel while a valve or a sink is restarted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import select
+import socket
+import time
+from dataclasses import dataclass
+
+from relay import wire
+from relay.errors import WireError
+from relay.link import SILENCE_SECONDS, Deliver
+from relay.records import Record
+
+log = logging.getLogger(__name__)
+
+SOCKET_BUFFER = 4 << 20
+"""Bytes that each of the two sockets may hold: three raw 720p pictures, so that a picture is written in one
+go, and little enough that a full link is noticed within milliseconds."""
+
+FRAGMENTS_PER_TURN = 16
+"""Fragments handled before other tasks of the process get their turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """The four ends of a link, in the order a fragment passes them."""
+
+    source_end: socket.socket
+    valve_in: socket.socket
+    valve_out: socket.socket
+    sink_end: socket.socket
+
+    def close(self) -> None:
+        """Close all four; what is still in them is lost."""
+        for end in (self.source_end, self.valve_in, self.valve_out, self.sink_end):
+            end.close()
+
+
+def _half_shut_pair() -> tuple[socket.socket, socket.socket]:
+    writer, reader = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in (writer, reader):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
+    writer.shutdown(socket.SHUT_RD)
+    reader.shutdown(socket.SHUT_WR)
+    return writer, reader
+
+
+def make_pairs() -> Pairs:
+    """Two SEQPACKET pairs, each shut for one direction by both of its ends."""
+    source_end, valve_in = _half_shut_pair()
+    valve_out, sink_end = _half_shut_pair()
+    return Pairs(source_end, valve_in, valve_out, sink_end)
+
+
+class ValveOutlet:
+    """The source's end. Implements `link.Outlet`."""
+
+    def __init__(self, sock: socket.socket, encoder: wire.Encoder) -> None:
+        sock.setblocking(False)
+        self._socket = sock
+        self._encoder = encoder
+        self._turn = asyncio.Lock()
+        self._unsent: bytearray | None = None
+        self.fragments = 0
+        self.bytes = 0
+        self.waits = 0
+
+    def __repr__(self) -> str:
+        return f"<ValveOutlet {self._encoder} fragments={self.fragments} congested={self.congested}>"
+
+    @property
+    def congested(self) -> bool:
+        """Whether a send would have to wait (now, or because another send is waiting)."""
+        return self._turn.locked()
+
+    async def send(self, *records: Record) -> None:
+        """See `link.Outlet.send`."""
+        async with self._turn:
+            if self._unsent is not None:
+                # A cancelled send left a numbered fragment behind; skipping it would look like a loss to B.
+                await self._send_fragment(self._unsent)
+            for fragment in self._encoder.encode(records, time.monotonic_ns):
+                await self._send_fragment(fragment)
+
+    async def _send_fragment(self, fragment: bytearray) -> None:
+        self._unsent = fragment
+        while True:
+            try:
+                self._socket.send(fragment)
+                break
+            except BlockingIOError:
+                self.waits += 1
+                await _until_ready(self._socket, write=True)
+        self._unsent = None
+        self.fragments += 1
+        self.bytes += len(fragment)
+
+
+class ValveInlet:
+    """The sink's end. Implements `link.Inlet`."""
+
+    def __init__(self, sock: socket.socket, decoder: wire.Decoder) -> None:
+        sock.setblocking(False)
+        self._socket = sock
+        self.decoder = decoder
+        self._heard = time.monotonic()
+        self._hangup = select.poll()
+        self._hangup.register(sock, select.POLLRDHUP)
+
+    def __repr__(self) -> str:
+        return f"<ValveInlet {self.decoder} silent={self.silent}>"
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing at all came for `SILENCE_SECONDS`."""
+        return time.monotonic() - self._heard > SILENCE_SECONDS
+
+    async def pump(self, deliver: Deliver) -> None:
+        """See `link.Inlet.pump`."""
+        buffer = memoryview(bytearray(wire.MAX_FRAGMENT + 1))
+        taken = bytearray(1)
+        handled = 0
+        while True:
+            try:
+                size = self._socket.recv_into(buffer, 0, socket.MSG_PEEK)
+            except BlockingIOError:
+                await _until_ready(self._socket, write=False)
+                continue
+            if size == 0 and self._hangup.poll(0):
+                return
+            now = time.monotonic_ns()
+            self._heard = now / 1e9
+            try:
+                arrivals = self.decoder.decode(buffer[:size], now)
+            except WireError as error:
+                log.warning("fragment refused: %s", error)
+                arrivals = []
+            for arrival in arrivals:
+                waiting = deliver(arrival)
+                if waiting is not None:
+                    await waiting
+            self._socket.recv_into(taken)
+            handled += 1
+            if handled % FRAGMENTS_PER_TURN == 0:
+                await asyncio.sleep(0)
+
+
+async def _until_ready(sock: socket.socket, *, write: bool) -> None:
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    fd = sock.fileno()
+    watch, unwatch = (loop.add_writer, loop.remove_writer) if write else (loop.add_reader, loop.remove_reader)
+
+    def wake() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    watch(fd, wake)
+    try:
+        await ready
+    finally:
+        unwatch(fd)
