@@ -1,0 +1,81 @@
+"""What processes cost, read from /proc: CPU seconds and peak memory of a process and all it started."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """One process: CPU seconds so far and the most memory it ever had, in bytes."""
+
+    pid: int
+    name: str
+    cpu_seconds: float
+    peak_bytes: int
+
+
+def _read(path: str) -> str:
+    """The text of a /proc file; empty where the process is gone."""
+    try:
+        return Path(path).read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def children(pid: int) -> list[int]:
+    """The process ids that the threads of `pid` started."""
+    found: list[int] = []
+    try:
+        tasks = os.listdir(f"/proc/{pid}/task")
+    except FileNotFoundError:
+        return found
+    for task in tasks:
+        found += map(int, _read(f"/proc/{pid}/task/{task}/children").split())
+    return found
+
+
+def tree(pid: int) -> list[int]:
+    """`pid` and all its living descendants."""
+    found = [pid]
+    for one in found:
+        found += children(one)
+    return found
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU of all threads of `pid` from the scheduler's nanosecond count; 0.0 where it is gone."""
+    try:
+        tasks = os.listdir(f"/proc/{pid}/task")
+    except FileNotFoundError:
+        return 0.0
+    nanoseconds = [_read(f"/proc/{pid}/task/{task}/schedstat").split() for task in tasks]
+    return sum(int(fields[0]) for fields in nanoseconds if fields) / 1e9
+
+
+def _name(pid: int) -> str:
+    command = _read(f"/proc/{pid}/cmdline").split("\0")
+    return " ".join(Path(word).name if "/" in word else word for word in command).strip()[:80]
+
+
+def usage(pid: int) -> list[Usage]:
+    """Every process of the tree below `pid`, the root first. Those that end meanwhile are left out."""
+    found = []
+    for one in tree(pid):
+        fields = dict(line.split(":", 1) for line in _read(f"/proc/{one}/status").splitlines())
+        stat = _read(f"/proc/{one}/stat").rpartition(")")[2].split()
+        if "VmHWM" not in fields or not stat:
+            continue
+        found.append(
+            Usage(
+                pid=one,
+                name=_name(one),
+                cpu_seconds=(int(stat[11]) + int(stat[12])) / TICKS,
+                peak_bytes=int(fields["VmHWM"].split()[0]) * 1024,
+            )
+        )
+    return found
