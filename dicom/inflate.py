@@ -1,0 +1,141 @@
+"""Deflated data sets (PS3.5 §A.5): inflated in a stream, into the caller's file, under limits.
+
+Memory stays flat whatever the object's size, and a bomb is refused by its ratio after a few megabytes.
+
+Never here: where the scratch file is; the deflated bytes themselves, which cross as they are.
+"""
+
+from __future__ import annotations
+
+import mmap
+import zlib
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from dicom.faults import Reason, Refused
+from dicom.syntaxes import encoding_of
+from dicom.walk import DEFAULT_LIMITS, Outline, WalkLimits, walk
+from relay.records import Buffer
+
+CHUNK = 64 * 1024
+"""Bytes read of the deflated stream at a time."""
+
+BURST = 1024 * 1024
+"""The most bytes that one step may yield: what is in memory at once."""
+
+
+def _no_clock() -> float:
+    return 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InflateLimits:
+    """What an inflated data set may come to. `clock` gives seconds; without one, time is not limited."""
+
+    max_bytes: int = 4 * 2**30
+    """More than any deflated object in use; a lane's own limit of object bytes is mostly lower."""
+    max_ratio: int = 200
+    """Inflated to deflated. Nothing but repetition exceeds it (deflate ends at 1032); photographs reach 4,
+    label maps and mostly empty pictures 100."""
+    ratio_floor: int = 8 * 2**20
+    """Inflated bytes up to which the ratio does not count: a small, empty picture harms nobody."""
+    seconds: float = 60.0
+    """Time of one inflation."""
+    clock: Callable[[], float] = _no_clock
+
+
+DEFAULT_INFLATE_LIMITS = InflateLimits()
+
+
+def inflate(
+    chunks: Iterable[Buffer],
+    write: Callable[[bytes], object],
+    limits: InflateLimits = DEFAULT_INFLATE_LIMITS,
+) -> int:
+    """Inflate a raw deflate stream (RFC 1951) in pieces to `write`; return the bytes written.
+
+    One zero byte may follow the stream, to make its length even (PS3.5 §A.5).
+
+    Raises:
+        Refused: The stream is damaged or cut short, is followed by anything else, or passes a limit.
+    """
+    stream = zlib.decompressobj(-zlib.MAX_WBITS)
+    began = limits.clock()
+    fed = written = 0
+    after = b""
+    for chunk in chunks:
+        if stream.eof:
+            after += bytes(chunk[:2])
+            if len(after) > 1:
+                break
+            continue
+        fed += len(chunk)
+        waiting: Buffer = chunk
+        while True:
+            try:
+                piece = stream.decompress(waiting, BURST)
+            except zlib.error:
+                raise Refused(Reason.DEFLATE, f"the deflated data is damaged before byte {fed}") from None
+            waiting = stream.unconsumed_tail
+            written += len(piece)
+            used = fed - len(waiting) - len(stream.unused_data)
+            if written > limits.max_bytes:
+                raise Refused(Reason.INFLATED, f"the data set inflates to over {limits.max_bytes} bytes")
+            if written > limits.ratio_floor and written > used * limits.max_ratio:
+                raise Refused(
+                    Reason.INFLATED,
+                    f"the data set inflates over {limits.max_ratio} times: {used} bytes gave {written}",
+                )
+            if limits.clock() - began > limits.seconds:
+                raise Refused(Reason.TIME, f"inflating takes over {limits.seconds:g} s")
+            if piece:
+                write(piece)
+            if stream.eof or (not waiting and len(piece) < BURST):
+                break
+        after = stream.unused_data[:2]
+    if not stream.eof:
+        raise Refused(Reason.TRUNCATED, f"the deflated data has no end after {fed} bytes")
+    if after not in (b"", b"\0"):
+        raise Refused(Reason.DEFLATE, "bytes follow the end of the deflated data")
+    return written
+
+
+def _chunks(data: memoryview) -> Generator[memoryview, None, None]:
+    for start in range(0, len(data), CHUNK):
+        with data[start : start + CHUNK] as piece:
+            yield piece
+
+
+def examine(
+    data: memoryview,
+    transfer_syntax: str,
+    *,
+    scratch: Callable[[], BinaryIO],
+    limits: WalkLimits = DEFAULT_LIMITS,
+    inflate_limits: InflateLimits = DEFAULT_INFLATE_LIMITS,
+) -> Outline:
+    """Walk a data set of any transfer syntax; a deflated one is inflated into a file from `scratch` first.
+
+    `scratch` opens an empty, unlinked, unbuffered or buffered binary file with a descriptor; it is closed
+    here. Of a deflated object the outline's pixel ranges count in the inflated bytes. When this returns or
+    raises, no view of `data` is left, so whatever it maps may be closed.
+
+    Raises:
+        Refused: As `walk` and `inflate` do, and where a deflated data set would need edits.
+    """
+    if not encoding_of(transfer_syntax).deflated:
+        return walk(data, transfer_syntax, limits)
+    with scratch() as file:
+        with closing(_chunks(data)) as chunks:
+            size = inflate(chunks, file.write, inflate_limits)
+        file.flush()
+        if not size:
+            raise Refused(Reason.TRUNCATED, "the deflated data holds nothing")
+        with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
+            outline = walk(view, transfer_syntax, limits)
+    if outline.edits:
+        offset = outline.edits[0][0]
+        raise Refused(Reason.DEFLATE, f"the deflated data set would need an edit at inflated byte {offset}")
+    return outline
