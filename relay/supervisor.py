@@ -207,7 +207,7 @@ class Lane:
         boot = {
             "relay_name": self.relay.name,
             "side": name,
-            "lane": self.settings.model_dump(mode="json"),
+            "lane": self.settings.model_dump(mode="json", by_alias=True),
             "lane_number": self.number,
             "key": self.key.hex(),
             "epoch": self.epochs.next(),
