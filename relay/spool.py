@@ -13,12 +13,27 @@ Never here: what is in a header or a data set.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Self
+import asyncio
+import os
+import re
+import sqlite3
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any, Self
 
+from relay.errors import MedferryError, SpoolError
 from relay.records import ManifestEntry
-from relay.spool_feed import Feed
+from relay.spool_committer import Changed, Committer, Ended, Intake, Job, News, Recorded, Synced
+from relay.spool_feed import FEED_PAGE, Feed
+from relay.spool_files import FILE_MODE, Directory, discard, is_part_name, is_reason, spool_error
+from relay.spool_index import Admitted, Index, Mark, Refused, make_entry
+from relay.spool_ledger import Ledger
 from relay.spool_part import Part
+from relay.spool_recovery import Recovery, judge, open_or_rebuild
+from relay.spool_room import Room
+from relay.spool_schema import connect
 from relay.spool_types import (
     MAX_HEADER_BYTES,
     DeliveryState,
@@ -45,6 +60,17 @@ __all__ = [
     "SpoolStats",
     "Status",
 ]
+
+
+MAX_DETAIL_CHARS = 500
+"""Characters of what is said about a refused object: some lines of a table."""
+
+_HAS = "SELECT 1 FROM objects WHERE id = ?1 UNION ALL SELECT 1 FROM tombstones WHERE id = ?1 LIMIT 1"
+_KNOWN = (
+    "SELECT 1 FROM objects WHERE sop_instance = ?1 AND sha256 = ?2 "
+    "UNION ALL SELECT 1 FROM tombstones WHERE sop_instance = ?1 AND sha256 = ?2 LIMIT 1"
+)
+_LAYOUT = re.compile(r"[\x00-\x1f\x7f]+")
 
 
 class Spool:
@@ -77,7 +103,78 @@ class Spool:
         Raises:
             SpoolError: The directory or its index cannot be used, or another process has it open.
         """
-        raise NotImplementedError
+        spool = cls(await asyncio.to_thread(Directory, directory, suffix), limits, destinations, describe)
+        try:
+            await spool._start(resumable)
+        except (SpoolError, asyncio.CancelledError):
+            await spool.close()
+            raise
+        return spool
+
+    def __init__(
+        self, directory: Directory, limits: SpoolLimits, destinations: Sequence[str], describe: Describe
+    ) -> None:
+        """Not for use: see `open`."""
+        if not destinations or len(set(destinations)) != len(destinations):
+            directory.close()
+            raise ValueError("a spool needs destinations, each once")
+        self.recovered = Recovered()
+        self._directory = directory
+        self._limits = limits
+        self._describe = describe
+        self._loop = asyncio.get_running_loop()
+        self._room = Room(limits, directory.free_bytes, time.monotonic)
+        self._ledger = Ledger(limits, self._room, tuple(destinations))
+        self._feeds = {name: Feed(name, read=self._read_page, tried=self._tried) for name in destinations}
+        self._committer = Committer(directory, limits, tell=self._hear, post=self._post)
+        self._reader: sqlite3.Connection | None = None
+        self._seq = 0
+        self._parts: dict[str, Part] = {}
+        self._resumable: dict[str, int] = {}
+        self._commits: dict[int, asyncio.Future[Entry]] = {}
+        self._unsynced: set[int] = set()
+        self._synced: asyncio.Future[None] = self._loop.create_future()
+        self._jobs: set[asyncio.Future[Any]] = set()
+        self._released = asyncio.Event()
+        self._release_task: asyncio.Task[None] | None = None
+        self._failed = asyncio.Event()
+        self._error: SpoolError | None = None
+        self._ended = asyncio.Event()
+
+    def __repr__(self) -> str:
+        feeds = ", ".join(map(repr, self._feeds.values()))
+        return f"<Spool {self._room!r} {feeds}{f' failed: {self._error}' if self._error else ''}>"
+
+    async def _start(self, resumable: bool) -> None:
+        opened: asyncio.Future[None] = self._loop.create_future()
+        self._jobs.add(opened)
+
+        def open_index() -> Index:
+            with ExitStack() as undo:
+                index, rebuilt = open_or_rebuild(self._directory.index_path)
+                undo.callback(index.close)
+                unconfigured = index.serve(tuple(self._feeds))
+                recovery = Recovery(self._directory, index, self._describe, resumable=resumable)
+                self.recovered = recovery.run(rebuilt=rebuilt, unconfigured=unconfigured)
+                self._resumable = recovery.parts
+                self._seq = index.last_seq()
+                figures = Recorded([], index.totals(), 0, 0)
+                self._post(lambda: self._hear(figures))
+                self._post(lambda: _resolve(opened, None))
+                undo.pop_all()
+            return index
+
+        self._committer.start(open_index)
+        try:
+            await opened
+        finally:
+            self._jobs.discard(opened)
+        try:
+            self._reader = connect(self._directory.index_path, create=False)
+        except sqlite3.Error as error:
+            raise SpoolError(f"the spool's index failed: {error}") from error
+        self._released.set()
+        self._release_task = self._loop.create_task(self._admit_released(), name="spool-released")
 
     # ---- taking objects in -------------------------------------------------------------------------------
 
@@ -88,7 +185,8 @@ class Spool:
             SpoolFull: `bound` is ``bytes``, ``objects``, ``disk`` or ``object`` (`size` is over the limit of
                 one object).
         """
-        raise NotImplementedError
+        self._check()
+        self._room.check_new(size)
 
     def begin(self, header: bytes, *, id: str | None = None, size: int = 0) -> Part:
         """Begin an object with `header`; a part of the same id that is there starts anew.
@@ -102,11 +200,55 @@ class Spool:
             SpoolFull: As `admit`.
             SpoolError: An object of this id is being written through another Part.
         """
-        raise NotImplementedError
+        if not 0 < len(header) <= MAX_HEADER_BYTES:
+            raise ValueError(f"a header has 1 to {MAX_HEADER_BYTES} bytes, not {len(header)}")
+        id = uuid.uuid4().hex if id is None else id
+        self.admit(size)
+        part = self._open_part(id, os.O_CREAT | os.O_TRUNC, len(header), size)
+        try:
+            if os.pwrite(part.fileno(), header, 0) != len(header):
+                raise SpoolError(f"writing object {id}: the disk took only half a header")
+        except OSError as error:
+            part.abandon()
+            raise spool_error(error, f"writing object {id}") from error
+        except SpoolError:
+            part.abandon()
+            raise
+        return part
+
+    def _open_part(self, id: str, flags: int, data_offset: int, declared: int) -> Part:
+        if not is_part_name(id):
+            raise ValueError("an object's id is 32 lower hex digits")
+        if id in self._parts:
+            raise SpoolError(f"object {id} is being written already")
+        self._room.take(data_offset + declared)
+        try:
+            flags |= os.O_RDWR | os.O_CLOEXEC
+            fd = os.open(id, flags, FILE_MODE, dir_fd=self._directory.parts)
+        except OSError as error:
+            self._room.give(data_offset + declared)
+            raise spool_error(error, f"opening object {id}") from error
+        self._resumable.pop(id, None)
+        self._room.part_objects += 1
+        self._parts[id] = part = Part(
+            id=id, fd=fd, data_offset=data_offset, declared=declared, room=self._room, leave=self._abandon
+        )
+        return part
+
+    def _close_part(self, part: Part) -> int:
+        """The part is not a part any more; its descriptor is ours."""
+        fd = part.release()
+        del self._parts[part.id]
+        self._room.part_objects -= 1
+        return fd
+
+    def _abandon(self, part: Part) -> None:
+        os.close(self._close_part(part))
+        discard(part.id, self._directory.parts)
 
     def resume(self) -> Sequence[tuple[str, int]]:
         """Parts of an earlier process: id and bytes of data set present. Empty unless `resumable`."""
-        raise NotImplementedError
+        return tuple(self._resumable.items())
 
     def reopen(self, id: str) -> Part:
         """Continue a part that `resume` named; `Part.size` is where the next byte goes.
@@ -116,7 +258,31 @@ class Spool:
         Raises:
             SpoolError: No such part, or its header cannot be described.
         """
-        raise NotImplementedError
+        self._check()
+        if id not in self._resumable:
+            raise SpoolError(f"there is no part {id} to continue")
+        size = self._resumable[id]
+        try:
+            header = self._read_header(id)
+            part = self._open_part(id, 0, self._describe(header).data_offset, size)
+        except MedferryError as error:
+            raise SpoolError(f"part {id} cannot be continued: {error}") from error
+        try:
+            part.rehash(size)
+        except OSError as error:
+            part.abandon()
+            raise spool_error(error, f"reading part {id}") from error
+        return part
+
+    def _read_header(self, id: str) -> bytes:
+        try:
+            fd = os.open(id, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory.parts)
+        except OSError as error:
+            raise spool_error(error, f"reading part {id}") from error
+        try:
+            return os.pread(fd, MAX_HEADER_BYTES, 0)
+        finally:
+            os.close(fd)
 
     async def commit(self, part: Part, facts: Facts) -> Entry:
         """Put a whole object into custody; durable when this returns (side A).
@@ -130,7 +296,29 @@ class Spool:
             SpoolFull: The disk is full. The part is gone.
             SpoolError: The disk failed. The part is gone and the object is not in custody.
         """
-        raise NotImplementedError
+        entry, intake = self._take_over(part, facts)
+        intake.part = part.id
+        future: asyncio.Future[Entry] = self._loop.create_future()
+        self._commits[entry.seq] = future
+        self._committer.put(intake)
+        return await future
+
+    def _take_over(self, part: Part, facts: Facts) -> tuple[Entry, Intake]:
+        """Make an entry of a whole part, and the work of making it durable."""
+        self._check()
+        if facts.data_offset != part.data_offset:
+            raise ValueError(f"the header has {part.data_offset} bytes, not {facts.data_offset}")
+        if not part.size:
+            raise SpoolError(f"object {part.id} has no data set")
+        entry = self._make_entry(part.id, part.sha256, part.size, facts)
+        fd = self._close_part(part)
+        return entry, Intake(entry, fd, self._directory.object_name(part.id, entry.sha256), None)
+
+    def _make_entry(self, id: str, sha256: str, size: int, facts: Facts) -> Entry:
+        self._seq += 1
+        self._room.pending_objects += 1
+        self._room.pending_bytes += size + facts.data_offset
+        return make_entry(self._seq, id, sha256, size, facts, time.time())
 
     def seal(self, part: Part, facts: Facts, sha256: str | None = None) -> Entry:
         """Put a whole object into custody so that the end of this process loses nothing (side B).
@@ -142,7 +330,35 @@ class Spool:
             SpoolError: The data set's hash is not `sha256` (the part is still there: quarantine or abandon
                 it), or the disk failed.
         """
-        raise NotImplementedError
+        part.fileno()
+        if sha256 is not None and part.sha256 != sha256:
+            raise SpoolError(f"object {part.id}: the data set is not the one its hash tells of")
+        entry, intake = self._take_over(part, facts)
+        self._seal(intake, part.id, self._directory.parts)
+        return entry
+
+    def _seal(self, intake: Intake, name: str, folder: int) -> None:
+        """Move a whole file into ``objects/`` and let the rest follow."""
+        entry = intake.entry
+        try:
+            os.rename(name, intake.name, src_dir_fd=folder, dst_dir_fd=self._directory.objects)
+        except OSError as error:
+            os.close(intake.fd)
+            self._forget(entry)
+            raise spool_error(error, f"sealing object {entry.id}") from error
+        self._unsynced.add(entry.seq)
+        self._committer.put(intake)
+        self._hand_out(entry)
+
+    def _hand_out(self, entry: Entry) -> None:
+        self._ledger.add(entry)
+        for feed in self._feeds.values():
+            feed.offer(entry)
+
+    def _forget(self, entry: Entry) -> None:
+        """An entry did not come into custody."""
+        self._room.pending_objects -= 1
+        self._room.pending_bytes -= entry.size + entry.data_offset
 
     async def durable(self, entry: Entry) -> None:
         """Wait until a sealed object would survive a power failure.
@@ -150,7 +366,9 @@ class Spool:
         Raises:
             SpoolError: It would not: fsync failed. The file is left for the next opening to judge.
         """
-        raise NotImplementedError
+        while entry.seq in self._unsynced:
+            self._check()
+            await asyncio.shield(self._synced)
 
     def quarantine(self, part: Part, reason: str, detail: str = "") -> None:
         """Keep a refused object for a person, instead of `commit`.
@@ -162,17 +380,42 @@ class Spool:
         Raises:
             SpoolFull: The quarantine is full (``quarantine``); the part is still there.
         """
-        raise NotImplementedError
+        if not is_reason(reason):
+            raise ValueError(f"{reason!r} is not 1 to 32 of a-z, 0-9 and inner hyphens")
+        self._check()
+        size = part.data_offset + part.size
+        part.fileno()
+        self._ledger.check_quarantine(size)
+        name = self._directory.quarantine_name(part.id, reason)
+        try:
+            os.rename(part.id, name, src_dir_fd=self._directory.parts, dst_dir_fd=self._directory.quarantine)
+        except OSError as error:
+            raise spool_error(error, f"putting object {part.id} into quarantine") from error
+        os.close(self._close_part(part))
+        detail = _LAYOUT.sub(" ", detail)[:MAX_DETAIL_CHARS]
+        row = Refused(part.id, name, reason, detail, size, time.time())
+        self._ledger.put(row)
+        self._committer.put(row)
 
     # ---- duplicates --------------------------------------------------------------------------------------
 
     def has(self, id: str) -> bool:
         """Whether an object of this id is in custody, or was (see `SpoolLimits.max_tombstones`)."""
-        raise NotImplementedError
+        return self._ledger.has(id) or self._lookup(_HAS, id)
+
+    def _lookup(self, query: str, *values: object) -> bool:
+        self._check()
+        assert self._reader is not None
+        try:
+            return self._reader.execute(query, values).fetchone() is not None
+        except sqlite3.Error as error:
+            raise SpoolError(f"the spool's index failed: {error}") from error
 
     def known(self, sop_instance: str, sha256: str) -> bool:
         """Whether this instance with exactly this data set is in custody, or was."""
-        raise NotImplementedError
+        return self._ledger.known(sop_instance, sha256) or self._lookup(
+            _KNOWN, sop_instance, bytes.fromhex(sha256)
+        )
 
     # ---- handing objects out -----------------------------------------------------------------------------
 
@@ -182,7 +425,10 @@ class Spool:
         Raises:
             SpoolError: Not a destination of this spool.
         """
-        raise NotImplementedError
+        try:
+            return self._feeds[destination]
+        except KeyError:
+            raise SpoolError(f"{destination!r} is no destination of this spool") from None
 
     def open_data(self, entry: Entry) -> int:
         """A descriptor for reading the file, positioned at the data set. The caller closes it.
@@ -190,39 +436,62 @@ class Spool:
         Raises:
             SpoolError: The object is not in custody any more.
         """
-        raise NotImplementedError
+        try:
+            name = self._directory.object_name(entry.id, entry.sha256)
+            fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory.objects)
+        except OSError as error:
+            raise spool_error(error, f"reading object {entry.id}") from error
+        os.lseek(fd, entry.data_offset, os.SEEK_SET)
+        return fd
 
     def done(self, entry: Entry, destination: str, status: Status = 0) -> None:
         """Record a delivery; written with the next group, some milliseconds later."""
-        raise NotImplementedError
+        self._settle(entry, Mark(entry.seq, destination, DeliveryState.DONE, status))
 
     def park(self, entry: Entry, destination: str, status: Status) -> None:
         """Record that delivery is refused for good; an operator may send it again."""
-        raise NotImplementedError
+        self._settle(entry, Mark(entry.seq, destination, DeliveryState.PARKED, status))
+
+    def _settle(self, entry: Entry, mark: Mark) -> None:
+        self.feed(mark.destination).settle(entry.seq)
+        self._ledger.put(mark)
+        self._committer.put(mark)
+
+    def _tried(self, entry: Entry, destination: str, status: Status) -> None:
+        self._committer.put(Mark(entry.seq, destination, DeliveryState.WAITING, status))
 
     async def doubt(self, destination: str, byte_count: int) -> int:
         """Set the newest done deliveries that cover `byte_count` bytes of data set back to waiting.
 
         For a link whose buffers were lost: what had entered it last may not have left it. Returns how many.
         """
-        raise NotImplementedError
+        feed = self.feed(destination)
+        count: int = await self._job(lambda index: index.doubt(destination, byte_count))
+        feed.rewind()
+        return count
 
     async def recent(self, destination: str, limit: int) -> tuple[ManifestEntry, ...]:
         """What was delivered last, newest first, as far as it is still in custody."""
-        raise NotImplementedError
+        self.feed(destination)
+        entries: tuple[ManifestEntry, ...] = await self._job(lambda index: index.recent(destination, limit))
+        return entries
 
     # ---- housekeeping ------------------------------------------------------------------------------------
 
     def stats(self) -> SpoolStats:
         """The fill, at no cost."""
-        raise NotImplementedError
+        return self._ledger.stats()
 
     async def sweep(self) -> int:
         """Remove delivered objects whose retention is over, oldest first; returns how many. Call each minute.
 
         What presses on the bounds is removed without being asked for.
         """
-        raise NotImplementedError
+        before = time.time() - self._limits.retention_seconds
+        removed = 0
+        while count := await self._job(lambda index: self._committer.remove(index, before)):
+            removed += count
+        return removed
 
     async def failed(self) -> None:
         """Wait until the spool cannot go on, as a task beside the worker's others.
@@ -230,8 +499,130 @@ class Spool:
         Raises:
             SpoolError: Always: why the committer thread ended.
         """
-        raise NotImplementedError
+        await self._failed.wait()
+        self._check()
 
     async def close(self) -> None:
         """Finish what waits, write all rows, close. Parts that are open stay as they are."""
-        raise NotImplementedError
+        if self._release_task is not None:
+            self._release_task.cancel()
+            await asyncio.gather(self._release_task, return_exceptions=True)
+        self._committer.stop()
+        await self._ended.wait()
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+        for part in list(self._parts.values()):
+            os.close(self._close_part(part))
+        self._directory.close()
+
+    # ---- the committer's side ----------------------------------------------------------------------------
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _post(self, callback: Callable[[], None]) -> None:
+        """Called in the committer's thread."""
+        try:
+            self._loop.call_soon_threadsafe(callback)
+        except RuntimeError:
+            if not self._loop.is_closed():
+                raise
+
+    async def _job(self, work: Callable[[Index], Any]) -> Any:
+        self._check()
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._jobs.add(future)
+        self._committer.put(Job(work, lambda result: _resolve(future, result)))
+        try:
+            return await future
+        finally:
+            self._jobs.discard(future)
+
+    def _read_page(self, feed: Feed, after: int, generation: int) -> None:
+        destination = feed.destination
+        self._committer.put(
+            Job(
+                lambda index: index.waiting(destination, after, FEED_PAGE),
+                lambda page: feed.loaded(generation, page),
+            )
+        )
+
+    def _hear(self, news: News) -> None:
+        match news:
+            case Synced(intakes):
+                for intake in intakes:
+                    self._hear_synced(intake)
+                _resolve(self._synced, None)
+                self._synced = self._loop.create_future()
+            case Recorded():
+                self._ledger.recorded(news)
+            case Changed():
+                for feed in self._feeds.values():
+                    feed.rewind()
+                self._released.set()
+            case Ended(error):
+                self._fail(error or SpoolError("the spool is closed"))
+                self._ended.set()
+
+    def _hear_synced(self, intake: Intake) -> None:
+        entry = intake.entry
+        if intake.part is None:
+            if intake.error is None:
+                self._unsynced.discard(entry.seq)
+            else:
+                self._fail(intake.error)
+            return
+        future = self._commits.pop(entry.seq)
+        if intake.error is None:
+            self._hand_out(entry)
+            _resolve(future, entry)
+        else:
+            self._forget(entry)
+            if not future.done():
+                future.set_exception(intake.error)
+
+    def _fail(self, error: SpoolError) -> None:
+        """Nothing works any more; everyone who waits hears why."""
+        if self._error is None:
+            self._error = error
+            self._failed.set()
+        for future in [*self._commits.values(), *self._jobs]:
+            if not future.done():
+                future.set_exception(self._error)
+        _resolve(self._synced, None)
+        for feed in self._feeds.values():
+            feed.fail(self._error)
+
+    # ---- what an operator released from quarantine -------------------------------------------------------
+
+    async def _admit_released(self) -> None:
+        while True:
+            await self._released.wait()
+            self._released.clear()
+            for id, name in await self._job(lambda index: index.quarantined(released=True)):
+                try:
+                    await self._admit_one(id, name)
+                except (MedferryError, OSError) as error:
+                    self._check()
+                    await self._refuse_release(id, f"cannot be released: {error}"[:MAX_DETAIL_CHARS])
+
+    async def _refuse_release(self, id: str, why: str) -> None:
+        await self._job(lambda index: index.refuse_release(id, why))
+
+    async def _admit_one(self, id: str, name: str) -> None:
+        if self.has(id) or id in self._parts:
+            raise SpoolError("an object of this id is in custody already")
+        folder = self._directory.quarantine
+        judged = await asyncio.to_thread(judge, name, folder, self._describe)
+        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
+        entry = self._make_entry(id, judged.sha256, judged.size, judged.facts)
+        self._seal(Intake(entry, fd, self._directory.object_name(id, judged.sha256), None), name, folder)
+        self._committer.put(Admitted(id))
+
+
+def _resolve(future: asyncio.Future[Any], result: Any) -> None:
+    """Set a result, unless whoever waited has gone."""
+    if not future.done():
+        future.set_result(result)

@@ -8,12 +8,23 @@ Never here: taking objects in, recovery, anything on an event loop.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+from relay.errors import SpoolError
+from relay.spool_schema import BUSY_SECONDS, ENTRY_COLUMNS, SCHEMA_VERSION, connect, entry_of
 from relay.spool_types import DeliveryState, Entry, Status
+
+MIN_ID_DIGITS = 4
+"""Digits of an id that operators may shorten it to."""
+
+_QUARANTINED = "SELECT id, name, reason, detail, size, quarantined_at, released FROM quarantine "
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +57,7 @@ class Quarantined:
     size: int
     quarantined_at: float
     released: bool
-    """Released by an operator; the worker takes it in when it runs next, or says in `detail` why it cannot."""
+    """Released by an operator: the worker takes it in when it runs next, or says in `detail` why not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,13 +74,39 @@ class Summary:
 class SpoolAdmin:
     """A spool's index opened by another process. A context manager; blocking calls, of some milliseconds."""
 
-    def __init__(self, directory: str, *, busy_seconds: float = 5.0) -> None:
+    def __init__(self, directory: str, *, busy_seconds: float = BUSY_SECONDS) -> None:
         """Open the index of the spool in `directory`, waiting up to `busy_seconds` for a lock at each call.
 
         Raises:
             SpoolError: There is no spool, or its index cannot be used.
         """
-        raise NotImplementedError
+        self._directory = directory
+        try:
+            self._database = connect(
+                os.path.join(directory, "index.db"), create=False, busy_seconds=busy_seconds
+            )
+        except sqlite3.Error as error:
+            raise SpoolError(f"there is no spool that can be read in {directory}: {error}") from error
+        try:
+            self._boot = self._check_version()
+        except (sqlite3.Error, SpoolError) as error:
+            self._database.close()
+            raise SpoolError(f"the spool's index in {directory} cannot be used: {error}") from error
+
+    def _check_version(self) -> int:
+        (version,) = self._database.execute("PRAGMA user_version").fetchone()
+        if version != SCHEMA_VERSION:
+            raise SpoolError(f"it has version {version}, this program knows {SCHEMA_VERSION}")
+        row = self._database.execute("SELECT value FROM meta WHERE key = 'boot'").fetchone()
+        return int(row[0]) if row else 0
+
+    @contextmanager
+    def _mapped(self) -> Iterator[sqlite3.Connection]:
+        """SQLite's errors become the spool's."""
+        try:
+            yield self._database
+        except sqlite3.Error as error:
+            raise SpoolError(f"the spool's index cannot be used: {error}") from error
 
     def __enter__(self) -> Self:
         return self
@@ -81,11 +118,25 @@ class SpoolAdmin:
 
     def close(self) -> None:
         """Let go of the index."""
-        raise NotImplementedError
+        self._database.close()
 
     def summary(self) -> Summary:
         """Totals; no list is walked."""
-        raise NotImplementedError
+        with self._mapped() as database:
+            totals = {name: (n, size) for name, n, size in database.execute("SELECT * FROM totals")}
+            deliveries: dict[str, dict[DeliveryState, int]] = {}
+            for name, state, count in database.execute(
+                "SELECT name, state, deliveries FROM counts JOIN destinations ON number = destination"
+            ):
+                deliveries.setdefault(name, {})[DeliveryState(state)] = count
+        held = (totals["undelivered"], totals["retained"])
+        return Summary(
+            objects=sum(objects for objects, _ in held),
+            bytes=sum(size for _, size in held),
+            deliveries=deliveries,
+            quarantined_objects=totals["quarantined"][0],
+            quarantined_bytes=totals["quarantined"][1],
+        )
 
     def ls(
         self,
@@ -99,7 +150,50 @@ class SpoolAdmin:
 
         At most `limit`, with `Entry.seq` above `after`, for paging.
         """
-        raise NotImplementedError
+        query = f"SELECT {ENTRY_COLUMNS} FROM objects o WHERE o.seq > :after"
+        if state is not None or destination is not None:
+            query += (
+                " AND EXISTS (SELECT 1 FROM deliveries d JOIN destinations n ON n.number = d.destination"
+                " WHERE d.seq = o.seq AND d.state = coalesce(:state, d.state)"
+                " AND n.name = coalesce(:destination, n.name))"
+            )
+        values = {"after": after, "state": state, "destination": destination, "limit": limit}
+        with self._mapped() as database:
+            rows = database.execute(f"{query} ORDER BY o.seq LIMIT :limit", values).fetchall()
+            return [self._listed(row) for row in rows]
+
+    def _listed(self, row: tuple[Any, ...]) -> Listed:
+        entry = entry_of(row, self._boot)
+        deliveries = self._database.execute(
+            "SELECT n.name, d.state, d.attempts, d.status, d.updated_at FROM deliveries d "
+            "JOIN destinations n ON n.number = d.destination WHERE d.seq = ? ORDER BY n.name",
+            (entry.seq,),
+        )
+        return Listed(
+            entry=entry,
+            deliveries=tuple(
+                Delivery(
+                    destination=name,
+                    state=DeliveryState(state),
+                    attempts=attempts,
+                    last_status=status,
+                    updated_at=updated_at,
+                )
+                for name, state, attempts, status, updated_at in deliveries
+            ),
+        )
+
+    def _one(self, query: str, id: str) -> tuple[Any, ...]:
+        """The one row whose id begins with `id`."""
+        if len(id) < MIN_ID_DIGITS:
+            raise SpoolError(f"give at least {MIN_ID_DIGITS} digits of the id")
+        with self._mapped() as database:
+            rows = database.execute(f"{query} id >= ? AND id < ? LIMIT 2", (id, id + "g")).fetchall()
+        if len(rows) != 1:
+            found = "no object has" if not rows else "more than one object has"
+            raise SpoolError(f"{found} an id that begins with {id}")
+        row: tuple[Any, ...] = rows[0]
+        return row
 
     def show(self, id: str) -> Listed:
         """One object. `id` may be a unique beginning of at least 4 digits.
@@ -107,7 +201,9 @@ class SpoolAdmin:
         Raises:
             SpoolError: No object, or more than one.
         """
-        raise NotImplementedError
+        row = self._one(f"SELECT {ENTRY_COLUMNS} FROM objects o WHERE", id)
+        with self._mapped():
+            return self._listed(row)
 
     def resend(
         self, id: str | None = None, *, destination: str | None = None, parked_only: bool = False
@@ -119,19 +215,49 @@ class SpoolAdmin:
         Raises:
             SpoolError: No such object, or all objects asked for without `parked_only`.
         """
-        raise NotImplementedError
+        if id is None and not parked_only:
+            raise SpoolError("name an object, or ask for all that are parked")
+        seq = None if id is None else self.show(id).entry.seq
+        states = (DeliveryState.PARKED,) if parked_only else (DeliveryState.DONE, DeliveryState.PARKED)
+        return self._move(seq, destination, states, DeliveryState.WAITING)
+
+    def _move(
+        self,
+        seq: int | None,
+        destination: str | None,
+        states: Sequence[DeliveryState],
+        target: DeliveryState,
+    ) -> int:
+        """Set deliveries of one object (or of all) in one of `states` to `target`."""
+        moved = 0
+        with self._mapped() as database:
+            for number, name in database.execute("SELECT number, name FROM destinations").fetchall():
+                if destination not in (None, name):
+                    continue
+                for state in states:
+                    where = f"destination = ? AND state = {int(state)}" + (
+                        "" if seq is None else " AND seq = ?"
+                    )
+                    moved += database.execute(
+                        f"UPDATE deliveries SET state = ?, updated_at = ?, turn = NULL WHERE {where}",
+                        (target, time.time(), number) + (() if seq is None else (seq,)),
+                    ).rowcount
+        return moved
 
     def give_up(self, id: str, *, destination: str | None = None) -> int:
         """Count parked deliveries of one object as done, so that retention removes it. Returns how many."""
-        raise NotImplementedError
+        seq = self.show(id).entry.seq
+        return self._move(seq, destination, (DeliveryState.PARKED,), DeliveryState.DONE)
 
     def quarantine_ls(self, *, limit: int = 100, after: str = "") -> Sequence[Quarantined]:
         """Refused objects by id, at most `limit`, with ids above `after`."""
-        raise NotImplementedError
+        with self._mapped() as database:
+            rows = database.execute(f"{_QUARANTINED} WHERE id > ? ORDER BY id LIMIT ?", (after, limit))
+            return [_quarantined(row) for row in rows]
 
     def quarantine_show(self, id: str) -> Quarantined:
         """One refused object, by id or a unique beginning of it. Raises SpoolError as `show`."""
-        raise NotImplementedError
+        return _quarantined(self._one(f"{_QUARANTINED} WHERE", id))
 
     def release(self, id: str) -> Quarantined:
         """Let a refused object pass after all: the worker takes it in as waiting for every destination.
@@ -139,8 +265,31 @@ class SpoolAdmin:
         Raises:
             SpoolError: No such object, or more than one.
         """
-        raise NotImplementedError
+        found = self.quarantine_show(id)
+        with self._mapped() as database:
+            database.execute("UPDATE quarantine SET released = 1 WHERE id = ?", (found.id,))
+        return found
 
     def drop_quarantined(self, id: str) -> Quarantined:
         """Remove a refused object and its file for good. Raises SpoolError as `quarantine_show`."""
-        raise NotImplementedError
+        found = self.quarantine_show(id)
+        with self._mapped() as database:
+            database.execute("DELETE FROM quarantine WHERE id = ?", (found.id,))
+        try:
+            os.unlink(os.path.join(self._directory, "quarantine", found.name))
+        except FileNotFoundError:
+            pass
+        return found
+
+
+def _quarantined(row: tuple[Any, ...]) -> Quarantined:
+    id, name, reason, detail, size, quarantined_at, released = row
+    return Quarantined(
+        id=id,
+        name=name,
+        reason=reason,
+        detail=detail,
+        size=size,
+        quarantined_at=quarantined_at,
+        released=bool(released),
+    )

@@ -43,7 +43,7 @@ class Facts:
 
 
 Describe: TypeAlias = Callable[[bytes], Facts]
-"""Reads the first `MAX_HEADER_BYTES` of a file, or all of a shorter one. Raises a MedferryError if it cannot."""
+"""Reads the first `MAX_HEADER_BYTES` of a file (or all of it). Raises a MedferryError if it cannot."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,11 +123,17 @@ class SpoolStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recovered:
-    """What opening a spool found: files without a row taken in, torn files put into quarantine, files of rows
-    that are gone, abandoned parts removed, deliveries parked because their destination is not configured."""
+    """What opening a spool found and did."""
 
+    rebuilt: bool = False
+    """The index was lost or damaged; everything is waiting again for every destination."""
     adopted: int = 0
+    """Whole files without a row, now waiting for every destination."""
     torn: int = 0
+    """Files that are not what their name says, now in quarantine."""
     missing: int = 0
+    """Rows whose file is gone, now removed. Somebody deleted files."""
     parts_removed: int = 0
+    """Abandoned parts."""
     unconfigured: int = 0
+    """Deliveries parked because their destination is not configured."""

@@ -1,0 +1,336 @@
+"""The committer: the one thread that waits for the disk, so that the loop never does.
+
+    loop ──put──▶ queue ──▶ fsync files · rename · fsync directory (one for the group) ──post──▶ loop
+                        └─▶ rows of many groups in one transaction, some milliseconds later ──post──▶ loop
+
+Files come before rows: a row says nothing that its file does not prove, so it may wait until nobody waits for
+an fsync. Everything else that needs the index (a page, a sweep) is a job, run after the rows before it.
+
+Never here: what the loop knows; the two sides meet only in the queue and in `post`.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from relay.errors import SpoolError
+from relay.spool_files import Directory, discard, spool_error
+from relay.spool_index import Admitted, Index, Row, Totals
+from relay.spool_types import Entry, SpoolLimits
+
+MAX_GROUP = 128
+"""Objects in one pass: their fsyncs take about 50 ms, which the first of them waits."""
+
+LINGER_SECONDS = 0.004
+"""Rows are written once nobody asked for anything for so long…"""
+
+MAX_ROW_DELAY_SECONDS = 0.02
+"""…or once the oldest waits so long. After a kill what is younger is found by recovery or delivered twice."""
+
+MAX_UNRECORDED = 65_536
+"""Rows that may wait while the index cannot be written (disk full); beyond, the spool ends."""
+
+RETRY_SECONDS = 0.25
+"""Between two attempts to write rows to a full disk."""
+
+POLL_SECONDS = 1.0
+"""Between two looks at what other processes changed, and at the free disk."""
+
+EVICT_BATCH = 64
+"""Delivered objects removed at once, some milliseconds, for those that wait for an fsync meanwhile."""
+
+DISK_MARGIN = 256 * 2**20
+"""Bytes above `min_free_disk_bytes` at which delivered objects are removed, before anything is refused."""
+
+_TRY_AGAIN = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY})
+
+
+@dataclass(slots=True)
+class Intake:
+    """A file to make durable. `part` is its name in ``parts/`` if it is still to be renamed (commit)."""
+
+    entry: Entry
+    fd: int
+    name: str
+    part: str | None
+    error: SpoolError | None = None
+
+
+@dataclass(slots=True)
+class Job:
+    """Work on the index; `done` is called in the loop with its result."""
+
+    work: Callable[[Index], Any]
+    done: Callable[[Any], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Synced:
+    """News for the loop: these files are durable, or have their `error`."""
+
+    intakes: list[Intake]
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """News for the loop: these rows are written; the figures after it, and what was removed for room."""
+
+    rows: list[Row]
+    totals: Totals
+    evicted: int
+    quarantine_dropped: int
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """News for the loop: another process changed the index."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """News for the loop: the committer ended, in order if `error` is None."""
+
+    error: SpoolError | None
+
+
+News = Synced | Recorded | Changed | Ended
+
+
+class Committer:
+    """The thread and its queue. `post` is called from it and hands a callable to the loop."""
+
+    def __init__(
+        self,
+        directory: Directory,
+        limits: SpoolLimits,
+        *,
+        tell: Callable[[News], None],
+        post: Callable[[Callable[[], None]], None],
+    ) -> None:
+        self._directory = directory
+        self._limits = limits
+        self._tell = tell
+        self._post = post
+        self._queue: queue.SimpleQueue[Intake | Row | Job | None] = queue.SimpleQueue()
+        self._rows: list[Row] = []
+        self._jobs: list[Job] = []
+        self._rows_since = 0.0
+        self._retry_at = 0.0
+        self._poll_at = 0.0
+        self._seen = 0
+        self._free_disk = 0
+        self._idle = False
+        self._stopping = False
+
+    def start(self, open_index: Callable[[], Index]) -> None:
+        """Run the thread; `open_index` runs in it first."""
+        threading.Thread(target=self._run, args=(open_index,), name="spool-committer", daemon=True).start()
+
+    def put(self, item: Intake | Row | Job) -> None:
+        """Hand over work; never blocks."""
+        self._queue.put(item)
+
+    def stop(self) -> None:
+        """Finish all that was put, then end with `Ended`."""
+        self._queue.put(None)
+
+    def _news(self, news: News) -> None:
+        self._post(lambda: self._tell(news))
+
+    def _run(self, open_index: Callable[[], Index]) -> None:
+        error: SpoolError | None = SpoolError("the spool's committer broke")
+        try:
+            index = open_index()
+            try:
+                self._serve(index)
+                error = None
+            finally:
+                index.close()
+        except SpoolError as known:
+            error = known
+        except OSError as failed:
+            error = spool_error(failed, "the spool's directory")
+        except sqlite3.Error as failed:
+            error = SpoolError(f"the spool's index failed: {failed}")
+        finally:
+            self._news(Ended(error))
+
+    def _serve(self, index: Index) -> None:
+        self._seen = index.foreign_changes()
+        while not self._stopping or self._rows or self._jobs:
+            intakes = self._collect()
+            if intakes:
+                self._sync(intakes)
+                self._news(Synced(intakes))
+            if time.monotonic() < self._retry_at:
+                continue
+            try:
+                self._write_rows(index)
+                self._run_jobs(index)
+                self._look_around(index)
+            except sqlite3.OperationalError as error:
+                if self._stopping or error.sqlite_errorcode not in _TRY_AGAIN:
+                    raise
+                self._retry_at = time.monotonic() + RETRY_SECONDS
+
+    # ---- the queue ---------------------------------------------------------------------------------------
+
+    def _collect(self) -> list[Intake]:
+        """Take everything that waits, at most `MAX_GROUP` files; wait for it if rows and clock allow."""
+        intakes: list[Intake] = []
+        self._idle = False
+        timeout = self._patience()
+        while len(intakes) < MAX_GROUP and not self._stopping:
+            try:
+                item = self._queue.get(timeout=timeout) if timeout > 0 else self._queue.get_nowait()
+            except queue.Empty:
+                self._idle = timeout > 0
+                break
+            timeout = 0.0
+            match item:
+                case Intake():
+                    intakes.append(item)
+                case Job():
+                    self._jobs.append(item)
+                case None:
+                    self._stopping = True
+                case _:
+                    self._add_row(item)
+        return intakes
+
+    def _patience(self) -> float:
+        """Seconds that the queue may stay empty before something else is due."""
+        now = time.monotonic()
+        if self._retry_at > now:
+            return self._retry_at - now
+        if self._stopping or self._jobs:
+            return 0.0
+        return LINGER_SECONDS if self._rows else max(0.0, self._poll_at - now)
+
+    def _add_row(self, row: Row) -> None:
+        if not self._rows:
+            self._rows_since = time.monotonic()
+        self._rows.append(row)
+        if len(self._rows) > MAX_UNRECORDED:
+            raise SpoolError(f"{MAX_UNRECORDED} rows could not be written to the index: the disk is full")
+
+    # ---- files -------------------------------------------------------------------------------------------
+
+    def _sync(self, intakes: list[Intake]) -> None:
+        """Make a group of files durable. A file that fails gets its error; the others go on."""
+        for intake in intakes:
+            try:
+                os.fsync(intake.fd)
+                if intake.part is not None:
+                    self._rename(intake.part, intake.name)
+            except OSError as error:
+                self._give_up(intake, error)
+            os.close(intake.fd)
+        try:
+            os.fsync(self._directory.objects)
+        except OSError as error:
+            for intake in intakes:
+                self._give_up(intake, error)
+        for intake in intakes:
+            if intake.error is None:
+                self._add_row(intake.entry)
+
+    def _rename(self, part: str, name: str) -> None:
+        os.rename(part, name, src_dir_fd=self._directory.parts, dst_dir_fd=self._directory.objects)
+
+    def _give_up(self, intake: Intake, error: OSError) -> None:
+        """A commit that failed leaves nothing; a sealed file stays, for recovery to judge."""
+        if intake.error is None:
+            intake.error = spool_error(error, f"making object {intake.entry.id} durable")
+            if intake.part is not None:
+                discard(intake.part, self._directory.parts)
+                discard(intake.name, self._directory.objects)
+
+    # ---- rows and jobs -----------------------------------------------------------------------------------
+
+    def _write_rows(self, index: Index) -> None:
+        """Write the rows that wait, once nothing else is to be done or it is time."""
+        overdue = time.monotonic() - self._rows_since >= MAX_ROW_DELAY_SECONDS
+        if self._rows and (self._idle or overdue or self._jobs or self._stopping):
+            replaced = index.record(self._rows)
+            rows, self._rows = self._rows, []
+            for name in replaced:
+                discard(name, self._directory.quarantine)
+            self._report(index, rows)
+
+    def _run_jobs(self, index: Index) -> None:
+        """Run the jobs, each after all rows that were put before it."""
+        while self._jobs and not self._rows:
+            job = self._jobs[0]
+            result = job.work(index)
+            del self._jobs[0]
+            self._finish(job, result)
+
+    def _finish(self, job: Job, result: Any) -> None:
+        self._post(lambda: job.done(result))
+
+    def _look_around(self, index: Index) -> None:
+        """Each second: what did others change, how full is the disk."""
+        now = time.monotonic()
+        if now < self._poll_at or self._rows:
+            return
+        self._poll_at = now + POLL_SECONDS
+        self._free_disk = self._directory.free_bytes()
+        changes = index.foreign_changes()
+        if changes != self._seen:
+            self._seen = changes
+            index.park_unserved()
+            self._news(Changed())
+        self._report(index, [])
+
+    def _report(self, index: Index, rows: list[Row]) -> None:
+        """Remove what presses on a bound, one batch of it, and tell the loop how things stand."""
+        totals = index.totals()
+        evicted = dropped = 0
+        if totals.retained[0] and self._presses(totals):
+            evicted = self.remove(index, float("inf"))
+        if self._limits.quarantine_drops_oldest:
+            dropped = self._drop_oldest_quarantined(index, totals)
+        if evicted or dropped:
+            totals = index.totals()
+            self._poll_at = 0.0
+        self._news(Recorded(rows, totals, evicted, dropped))
+
+    # ---- removing ----------------------------------------------------------------------------------------
+
+    def _presses(self, totals: Totals) -> bool:
+        """Whether delivered objects take the place of new ones."""
+        limits = self._limits
+        return (
+            totals.undelivered[0] + totals.retained[0] > limits.max_objects
+            or totals.undelivered[1] + totals.retained[1] > limits.max_bytes
+            or self._free_disk < limits.min_free_disk_bytes + DISK_MARGIN
+        )
+
+    def remove(self, index: Index, settled_before: float) -> int:
+        """Remove one batch of objects delivered before a time (UTC, seconds): rows first, then files."""
+        gone = index.forget(settled_before, EVICT_BATCH, self._limits.max_tombstones)
+        for id, sha256 in gone:
+            discard(self._directory.object_name(id, sha256), self._directory.objects)
+        self._free_disk = self._directory.free_bytes()
+        return len(gone)
+
+    def _drop_oldest_quarantined(self, index: Index, totals: Totals) -> int:
+        """Remove what is in quarantine longest until the rest is within its bounds."""
+        objects, size = totals.quarantined
+        dropped = 0
+        while objects > self._limits.max_quarantine_objects or size > self._limits.max_quarantine_bytes:
+            oldest = index.oldest_quarantined()
+            if oldest is None:
+                break
+            index.record([Admitted(oldest[0])])
+            discard(oldest[1], self._directory.quarantine)
+            objects, size, dropped = objects - 1, size - oldest[2], dropped + 1
+        return dropped

@@ -1,0 +1,128 @@
+"""The spool's directory: its three folders by descriptor, its names, and what an OSError means to it.
+
+    parts/<id>      objects/<id>.<sha256><suffix>      quarantine/<id>.<reason><suffix>      index.db
+
+Paths are never resolved: a worker may reach the directory only through ``.`` or an inherited descriptor.
+
+Never here: the index, what is in a file.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+
+from relay.errors import SpoolError, SpoolFull
+
+DIRECTORY_MODE = 0o700
+FILE_MODE = 0o600
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""What the kernel says when a file can grow no more: disk, quota, RLIMIT_FSIZE."""
+
+_OBJECT_NAME = re.compile(r"([0-9a-f]{32})\.([0-9a-f]{64})(.*)")
+_QUARANTINE_NAME = re.compile(r"([0-9a-f]{32})\.([a-z0-9-]{1,32})(.*)")
+_PART_NAME = re.compile(r"[0-9a-f]{32}")
+_REASON = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
+_SUFFIX = re.compile(r"(?:\.[A-Za-z0-9]{1,16})?")
+
+
+def spool_error(error: OSError, what: str) -> SpoolError:
+    """The spool's own error for `error`: `SpoolFull` where no more fits, else `SpoolError`."""
+    reason = os.strerror(error.errno or 0)
+    if error.errno in _FULL:
+        return SpoolFull("disk", f"{what}: {reason}: free space on the file system of the spool")
+    return SpoolError(f"{what}: {reason}")
+
+
+def is_part_name(name: str) -> bool:
+    """Whether `name` may be an object's id, and so a part's name."""
+    return _PART_NAME.fullmatch(name) is not None
+
+
+def is_reason(word: str) -> bool:
+    """Whether `word` may name a reason for quarantine."""
+    return _REASON.fullmatch(word) is not None
+
+
+class Directory:
+    """The directory of one spool, locked for this process, with descriptors of its folders."""
+
+    def __init__(self, path: str, suffix: str) -> None:
+        """Make what is missing and lock it.
+
+        Raises:
+            SpoolError: It cannot be used, or another process has it.
+        """
+        if _SUFFIX.fullmatch(suffix) is None:
+            raise ValueError(f"suffix {suffix!r} is not a dot and 1 to 16 letters or digits")
+        self.path = path
+        self.suffix = suffix
+        self._descriptors: list[int] = []
+        try:
+            os.makedirs(path, DIRECTORY_MODE, exist_ok=True)
+            self.root = self._open(path, None)
+            fcntl.flock(self.root, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for folder in ("parts", "objects", "quarantine"):
+                try:
+                    os.mkdir(folder, DIRECTORY_MODE, dir_fd=self.root)
+                except FileExistsError:
+                    pass
+            self.parts = self._open("parts", self.root)
+            self.objects = self._open("objects", self.root)
+            self.quarantine = self._open("quarantine", self.root)
+            os.fsync(self.root)
+        except BlockingIOError:
+            self.close()
+            raise SpoolError("the spool is in use by another process: stop that one first") from None
+        except OSError as error:
+            self.close()
+            raise spool_error(error, "opening the spool's directory") from error
+
+    def _open(self, path: str, at: int | None) -> int:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=at)
+        self._descriptors.append(descriptor)
+        return descriptor
+
+    def close(self) -> None:
+        """Let go of the descriptors, and with them of the lock."""
+        while self._descriptors:
+            os.close(self._descriptors.pop())
+
+    @property
+    def index_path(self) -> str:
+        """Where SQLite finds the index. SQLite itself needs a path."""
+        return os.path.join(self.path, "index.db")
+
+    def free_bytes(self) -> int:
+        """Bytes of the file system that an unprivileged process may still fill."""
+        figures = os.fstatvfs(self.root)
+        return figures.f_bavail * figures.f_frsize
+
+    def object_name(self, id: str, sha256: str) -> str:
+        """Name of a whole object in ``objects/``."""
+        return f"{id}.{sha256}{self.suffix}"
+
+    def quarantine_name(self, id: str, reason: str) -> str:
+        """Name of a refused object in ``quarantine/``."""
+        return f"{id}.{reason}{self.suffix}"
+
+    def parse_object_name(self, name: str) -> tuple[str, str] | None:
+        """Id and sha256 of a name in ``objects/``, None if it is no such name."""
+        match = _OBJECT_NAME.fullmatch(name)
+        return (match[1], match[2]) if match and match[3] == self.suffix else None
+
+    def parse_quarantine_name(self, name: str) -> tuple[str, str] | None:
+        """Id and reason of a name in ``quarantine/``, None if it is no such name."""
+        match = _QUARANTINE_NAME.fullmatch(name)
+        return (match[1], match[2]) if match and match[3] == self.suffix else None
+
+
+def discard(name: str, at: int) -> None:
+    """Remove a file that may be gone already."""
+    try:
+        os.unlink(name, dir_fd=at)
+    except FileNotFoundError:
+        pass
