@@ -18,20 +18,23 @@ import os
 import re
 import sqlite3
 import time
-import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any, Self
+from dataclasses import replace
+from typing import Self
 
-from relay.errors import MedferryError, SpoolError
+from relay.errors import SpoolError
 from relay.records import ManifestEntry
-from relay.spool_committer import Changed, Committer, Ended, Intake, Job, News, Recorded, Synced
+from relay.spool_bridge import Bridge
+from relay.spool_committer import Intake, Recorded
 from relay.spool_feed import FEED_PAGE, Feed
-from relay.spool_files import FILE_MODE, Directory, discard, is_part_name, is_reason, spool_error
-from relay.spool_index import Admitted, Index, Mark, Refused, make_entry
+from relay.spool_files import Directory, is_reason, spool_error
+from relay.spool_index import Index, Mark, Refused, make_entry
 from relay.spool_ledger import Ledger
 from relay.spool_part import Part
-from relay.spool_recovery import Recovery, judge, open_or_rebuild
+from relay.spool_parts import Parts
+from relay.spool_recovery import Judged, Recovery, open_or_rebuild
+from relay.spool_release import MAX_DETAIL_CHARS, Releases
 from relay.spool_room import Room
 from relay.spool_schema import connect
 from relay.spool_types import (
@@ -61,9 +64,6 @@ __all__ = [
     "Status",
 ]
 
-
-MAX_DETAIL_CHARS = 500
-"""Characters of what is said about a refused object: some lines of a table."""
 
 _HAS = "SELECT 1 FROM objects WHERE id = ?1 UNION ALL SELECT 1 FROM tombstones WHERE id = ?1 LIMIT 1"
 _KNOWN = (
@@ -122,33 +122,22 @@ class Spool:
         self._directory = directory
         self._limits = limits
         self._describe = describe
-        self._loop = asyncio.get_running_loop()
         self._room = Room(limits, directory.free_bytes, time.monotonic)
         self._ledger = Ledger(limits, self._room, tuple(destinations))
-        self._feeds = {name: Feed(name, read=self._read_page, tried=self._tried) for name in destinations}
-        self._committer = Committer(directory, limits, tell=self._hear, post=self._post)
+        self._parts = Parts(directory, self._room, describe)
+        self._feeds = {name: Feed(name, read=self._read_page, tried=self.tried) for name in destinations}
+        self._bridge = Bridge(directory, limits, self)
+        self._releases = Releases(directory, describe, self._bridge, self)
+        self._release_task: asyncio.Task[None] | None = None
         self._reader: sqlite3.Connection | None = None
         self._seq = 0
-        self._parts: dict[str, Part] = {}
-        self._resumable: dict[str, int] = {}
-        self._commits: dict[int, asyncio.Future[Entry]] = {}
-        self._unsynced: set[int] = set()
-        self._synced: asyncio.Future[None] = self._loop.create_future()
-        self._jobs: set[asyncio.Future[Any]] = set()
-        self._released = asyncio.Event()
-        self._release_task: asyncio.Task[None] | None = None
-        self._failed = asyncio.Event()
-        self._error: SpoolError | None = None
-        self._ended = asyncio.Event()
 
     def __repr__(self) -> str:
         feeds = ", ".join(map(repr, self._feeds.values()))
-        return f"<Spool {self._room!r} {feeds}{f' failed: {self._error}' if self._error else ''}>"
+        error = self._bridge.error
+        return f"<Spool {self._room!r} {feeds}{f' failed: {error}' if error else ''}>"
 
     async def _start(self, resumable: bool) -> None:
-        opened: asyncio.Future[None] = self._loop.create_future()
-        self._jobs.add(opened)
-
         def open_index() -> Index:
             with ExitStack() as undo:
                 index, rebuilt = open_or_rebuild(self._directory.index_path)
@@ -156,25 +145,20 @@ class Spool:
                 unconfigured = index.serve(tuple(self._feeds))
                 recovery = Recovery(self._directory, index, self._describe, resumable=resumable)
                 self.recovered = recovery.run(rebuilt=rebuilt, unconfigured=unconfigured)
-                self._resumable = recovery.parts
+                self._parts.resumable = recovery.parts
                 self._seq = index.last_seq()
                 figures = Recorded([], index.totals(), 0, 0)
-                self._post(lambda: self._hear(figures))
-                self._post(lambda: _resolve(opened, None))
+                self._bridge.post(lambda: self.recorded(figures))
                 undo.pop_all()
             return index
 
-        self._committer.start(open_index)
-        try:
-            await opened
-        finally:
-            self._jobs.discard(opened)
+        await self._bridge.start(open_index)
         try:
             self._reader = connect(self._directory.index_path, create=False)
         except sqlite3.Error as error:
             raise SpoolError(f"the spool's index failed: {error}") from error
-        self._released.set()
-        self._release_task = self._loop.create_task(self._admit_released(), name="spool-released")
+        self._releases.look.set()
+        self._release_task = asyncio.create_task(self._releases.run(), name="spool-releases")
 
     # ---- taking objects in -------------------------------------------------------------------------------
 
@@ -185,7 +169,7 @@ class Spool:
             SpoolFull: `bound` is ``bytes``, ``objects``, ``disk`` or ``object`` (`size` is over the limit of
                 one object).
         """
-        self._check()
+        self._bridge.check()
         self._room.check_new(size)
 
     def begin(self, header: bytes, *, id: str | None = None, size: int = 0) -> Part:
@@ -200,55 +184,12 @@ class Spool:
             SpoolFull: As `admit`.
             SpoolError: An object of this id is being written through another Part.
         """
-        if not 0 < len(header) <= MAX_HEADER_BYTES:
-            raise ValueError(f"a header has 1 to {MAX_HEADER_BYTES} bytes, not {len(header)}")
-        id = uuid.uuid4().hex if id is None else id
-        self.admit(size)
-        part = self._open_part(id, os.O_CREAT | os.O_TRUNC, len(header), size)
-        try:
-            if os.pwrite(part.fileno(), header, 0) != len(header):
-                raise SpoolError(f"writing object {id}: the disk took only half a header")
-        except OSError as error:
-            part.abandon()
-            raise spool_error(error, f"writing object {id}") from error
-        except SpoolError:
-            part.abandon()
-            raise
-        return part
-
-    def _open_part(self, id: str, flags: int, data_offset: int, declared: int) -> Part:
-        if not is_part_name(id):
-            raise ValueError("an object's id is 32 lower hex digits")
-        if id in self._parts:
-            raise SpoolError(f"object {id} is being written already")
-        self._room.take(data_offset + declared)
-        try:
-            flags |= os.O_RDWR | os.O_CLOEXEC
-            fd = os.open(id, flags, FILE_MODE, dir_fd=self._directory.parts)
-        except OSError as error:
-            self._room.give(data_offset + declared)
-            raise spool_error(error, f"opening object {id}") from error
-        self._resumable.pop(id, None)
-        self._room.part_objects += 1
-        self._parts[id] = part = Part(
-            id=id, fd=fd, data_offset=data_offset, declared=declared, room=self._room, leave=self._abandon
-        )
-        return part
-
-    def _close_part(self, part: Part) -> int:
-        """The part is not a part any more; its descriptor is ours."""
-        fd = part.release()
-        del self._parts[part.id]
-        self._room.part_objects -= 1
-        return fd
-
-    def _abandon(self, part: Part) -> None:
-        os.close(self._close_part(part))
-        discard(part.id, self._directory.parts)
+        self._bridge.check()
+        return self._parts.begin(header, id, size)
 
     def resume(self) -> Sequence[tuple[str, int]]:
         """Parts of an earlier process: id and bytes of data set present. Empty unless `resumable`."""
-        return tuple(self._resumable.items())
+        return tuple(self._parts.resumable.items())
 
     def reopen(self, id: str) -> Part:
         """Continue a part that `resume` named; `Part.size` is where the next byte goes.
@@ -258,31 +199,8 @@ class Spool:
         Raises:
             SpoolError: No such part, or its header cannot be described.
         """
-        self._check()
-        if id not in self._resumable:
-            raise SpoolError(f"there is no part {id} to continue")
-        size = self._resumable[id]
-        try:
-            header = self._read_header(id)
-            part = self._open_part(id, 0, self._describe(header).data_offset, size)
-        except MedferryError as error:
-            raise SpoolError(f"part {id} cannot be continued: {error}") from error
-        try:
-            part.rehash(size)
-        except OSError as error:
-            part.abandon()
-            raise spool_error(error, f"reading part {id}") from error
-        return part
-
-    def _read_header(self, id: str) -> bytes:
-        try:
-            fd = os.open(id, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory.parts)
-        except OSError as error:
-            raise spool_error(error, f"reading part {id}") from error
-        try:
-            return os.pread(fd, MAX_HEADER_BYTES, 0)
-        finally:
-            os.close(fd)
+        self._bridge.check()
+        return self._parts.reopen(id)
 
     async def commit(self, part: Part, facts: Facts) -> Entry:
         """Put a whole object into custody; durable when this returns (side A).
@@ -298,20 +216,18 @@ class Spool:
         """
         entry, intake = self._take_over(part, facts)
         intake.part = part.id
-        future: asyncio.Future[Entry] = self._loop.create_future()
-        self._commits[entry.seq] = future
-        self._committer.put(intake)
-        return await future
+        await self._bridge.commit(intake)
+        return entry
 
     def _take_over(self, part: Part, facts: Facts) -> tuple[Entry, Intake]:
         """Make an entry of a whole part, and the work of making it durable."""
-        self._check()
+        self._bridge.check()
         if facts.data_offset != part.data_offset:
             raise ValueError(f"the header has {part.data_offset} bytes, not {facts.data_offset}")
         if not part.size:
             raise SpoolError(f"object {part.id} has no data set")
         entry = self._make_entry(part.id, part.sha256, part.size, facts)
-        fd = self._close_part(part)
+        fd = self._parts.take(part)
         return entry, Intake(entry, fd, self._directory.object_name(part.id, entry.sha256), None)
 
     def _make_entry(self, id: str, sha256: str, size: int, facts: Facts) -> Entry:
@@ -344,21 +260,15 @@ class Spool:
             os.rename(name, intake.name, src_dir_fd=folder, dst_dir_fd=self._directory.objects)
         except OSError as error:
             os.close(intake.fd)
-            self._forget(entry)
+            self.lost(entry)
             raise spool_error(error, f"sealing object {entry.id}") from error
-        self._unsynced.add(entry.seq)
-        self._committer.put(intake)
-        self._hand_out(entry)
+        self._bridge.sync(intake)
+        self.committed(entry)
 
-    def _hand_out(self, entry: Entry) -> None:
-        self._ledger.add(entry)
-        for feed in self._feeds.values():
-            feed.offer(entry)
-
-    def _forget(self, entry: Entry) -> None:
-        """An entry did not come into custody."""
-        self._room.pending_objects -= 1
-        self._room.pending_bytes -= entry.size + entry.data_offset
+    def let_in(self, id: str, name: str, folder: int, fd: int, judged: Judged) -> None:
+        """For `Releases`: seal a file that is no part."""
+        entry = self._make_entry(id, judged.sha256, judged.size, judged.facts)
+        self._seal(Intake(entry, fd, self._directory.object_name(id, judged.sha256), None), name, folder)
 
     async def durable(self, entry: Entry) -> None:
         """Wait until a sealed object would survive a power failure.
@@ -366,9 +276,7 @@ class Spool:
         Raises:
             SpoolError: It would not: fsync failed. The file is left for the next opening to judge.
         """
-        while entry.seq in self._unsynced:
-            self._check()
-            await asyncio.shield(self._synced)
+        await self._bridge.durable(entry)
 
     def quarantine(self, part: Part, reason: str, detail: str = "") -> None:
         """Keep a refused object for a person, instead of `commit`.
@@ -382,7 +290,7 @@ class Spool:
         """
         if not is_reason(reason):
             raise ValueError(f"{reason!r} is not 1 to 32 of a-z, 0-9 and inner hyphens")
-        self._check()
+        self._bridge.check()
         size = part.data_offset + part.size
         part.fileno()
         self._ledger.check_quarantine(size)
@@ -391,11 +299,11 @@ class Spool:
             os.rename(part.id, name, src_dir_fd=self._directory.parts, dst_dir_fd=self._directory.quarantine)
         except OSError as error:
             raise spool_error(error, f"putting object {part.id} into quarantine") from error
-        os.close(self._close_part(part))
+        self._parts.close(part)
         detail = _LAYOUT.sub(" ", detail)[:MAX_DETAIL_CHARS]
         row = Refused(part.id, name, reason, detail, size, time.time())
         self._ledger.put(row)
-        self._committer.put(row)
+        self._bridge.put(row)
 
     # ---- duplicates --------------------------------------------------------------------------------------
 
@@ -404,7 +312,7 @@ class Spool:
         return self._ledger.has(id) or self._lookup(_HAS, id)
 
     def _lookup(self, query: str, *values: object) -> bool:
-        self._check()
+        self._bridge.check()
         assert self._reader is not None
         try:
             return self._reader.execute(query, values).fetchone() is not None
@@ -455,10 +363,19 @@ class Spool:
     def _settle(self, entry: Entry, mark: Mark) -> None:
         self.feed(mark.destination).settle(entry.seq)
         self._ledger.put(mark)
-        self._committer.put(mark)
+        self._bridge.put(mark)
 
-    def _tried(self, entry: Entry, destination: str, status: Status) -> None:
-        self._committer.put(Mark(entry.seq, destination, DeliveryState.WAITING, status))
+    def tried(self, entry: Entry, destination: str, status: Status) -> Entry:
+        """Record a failed attempt on an object that stays held; the entry with one attempt more."""
+        self._bridge.put(Mark(entry.seq, destination, DeliveryState.WAITING, status))
+        return replace(entry, attempts=entry.attempts + 1)
+
+    def _read_page(self, feed: Feed, after: int, generation: int) -> None:
+        destination = feed.destination
+        self._bridge.post_job(
+            lambda index: index.waiting(destination, after, FEED_PAGE),
+            lambda page: feed.loaded(generation, page),
+        )
 
     async def doubt(self, destination: str, byte_count: int) -> int:
         """Set the newest done deliveries that cover `byte_count` bytes of data set back to waiting.
@@ -466,14 +383,16 @@ class Spool:
         For a link whose buffers were lost: what had entered it last may not have left it. Returns how many.
         """
         feed = self.feed(destination)
-        count: int = await self._job(lambda index: index.doubt(destination, byte_count))
+        count: int = await self._bridge.job(lambda index: index.doubt(destination, byte_count))
         feed.rewind()
         return count
 
     async def recent(self, destination: str, limit: int) -> tuple[ManifestEntry, ...]:
         """What was delivered last, newest first, as far as it is still in custody."""
         self.feed(destination)
-        entries: tuple[ManifestEntry, ...] = await self._job(lambda index: index.recent(destination, limit))
+        entries: tuple[ManifestEntry, ...] = await self._bridge.job(
+            lambda index: index.recent(destination, limit)
+        )
         return entries
 
     # ---- housekeeping ------------------------------------------------------------------------------------
@@ -489,7 +408,7 @@ class Spool:
         """
         before = time.time() - self._limits.retention_seconds
         removed = 0
-        while count := await self._job(lambda index: self._committer.remove(index, before)):
+        while count := await self._bridge.job(lambda index: self._bridge.committer.remove(index, before)):
             removed += count
         return removed
 
@@ -499,130 +418,45 @@ class Spool:
         Raises:
             SpoolError: Always: why the committer thread ended.
         """
-        await self._failed.wait()
-        self._check()
+        await self._bridge.failed.wait()
+        self._bridge.check()
 
     async def close(self) -> None:
         """Finish what waits, write all rows, close. Parts that are open stay as they are."""
         if self._release_task is not None:
             self._release_task.cancel()
             await asyncio.gather(self._release_task, return_exceptions=True)
-        self._committer.stop()
-        await self._ended.wait()
+        await self._bridge.stop()
         if self._reader is not None:
             self._reader.close()
             self._reader = None
-        for part in list(self._parts.values()):
-            os.close(self._close_part(part))
+        self._parts.close_all()
         self._directory.close()
 
-    # ---- the committer's side ----------------------------------------------------------------------------
+    # ---- for the bridge ----------------------------------------------------------------------------------
 
-    def _check(self) -> None:
-        if self._error is not None:
-            raise self._error
-
-    def _post(self, callback: Callable[[], None]) -> None:
-        """Called in the committer's thread."""
-        try:
-            self._loop.call_soon_threadsafe(callback)
-        except RuntimeError:
-            if not self._loop.is_closed():
-                raise
-
-    async def _job(self, work: Callable[[Index], Any]) -> Any:
-        self._check()
-        future: asyncio.Future[Any] = self._loop.create_future()
-        self._jobs.add(future)
-        self._committer.put(Job(work, lambda result: _resolve(future, result)))
-        try:
-            return await future
-        finally:
-            self._jobs.discard(future)
-
-    def _read_page(self, feed: Feed, after: int, generation: int) -> None:
-        destination = feed.destination
-        self._committer.put(
-            Job(
-                lambda index: index.waiting(destination, after, FEED_PAGE),
-                lambda page: feed.loaded(generation, page),
-            )
-        )
-
-    def _hear(self, news: News) -> None:
-        match news:
-            case Synced(intakes):
-                for intake in intakes:
-                    self._hear_synced(intake)
-                _resolve(self._synced, None)
-                self._synced = self._loop.create_future()
-            case Recorded():
-                self._ledger.recorded(news)
-            case Changed():
-                for feed in self._feeds.values():
-                    feed.rewind()
-                self._released.set()
-            case Ended(error):
-                self._fail(error or SpoolError("the spool is closed"))
-                self._ended.set()
-
-    def _hear_synced(self, intake: Intake) -> None:
-        entry = intake.entry
-        if intake.part is None:
-            if intake.error is None:
-                self._unsynced.discard(entry.seq)
-            else:
-                self._fail(intake.error)
-            return
-        future = self._commits.pop(entry.seq)
-        if intake.error is None:
-            self._hand_out(entry)
-            _resolve(future, entry)
-        else:
-            self._forget(entry)
-            if not future.done():
-                future.set_exception(intake.error)
-
-    def _fail(self, error: SpoolError) -> None:
-        """Nothing works any more; everyone who waits hears why."""
-        if self._error is None:
-            self._error = error
-            self._failed.set()
-        for future in [*self._commits.values(), *self._jobs]:
-            if not future.done():
-                future.set_exception(self._error)
-        _resolve(self._synced, None)
+    def committed(self, entry: Entry) -> None:
+        """An object is in custody."""
+        self._ledger.add(entry)
         for feed in self._feeds.values():
-            feed.fail(self._error)
+            feed.offer(entry)
 
-    # ---- what an operator released from quarantine -------------------------------------------------------
+    def lost(self, entry: Entry) -> None:
+        """An object did not come into custody."""
+        self._room.pending_objects -= 1
+        self._room.pending_bytes -= entry.size + entry.data_offset
 
-    async def _admit_released(self) -> None:
-        while True:
-            await self._released.wait()
-            self._released.clear()
-            for id, name in await self._job(lambda index: index.quarantined(released=True)):
-                try:
-                    await self._admit_one(id, name)
-                except (MedferryError, OSError) as error:
-                    self._check()
-                    await self._refuse_release(id, f"cannot be released: {error}"[:MAX_DETAIL_CHARS])
+    def recorded(self, news: Recorded) -> None:
+        """Rows are written."""
+        self._ledger.recorded(news)
 
-    async def _refuse_release(self, id: str, why: str) -> None:
-        await self._job(lambda index: index.refuse_release(id, why))
+    def changed(self) -> None:
+        """An operator sent something again, released something, or gave it up."""
+        for feed in self._feeds.values():
+            feed.rewind()
+        self._releases.look.set()
 
-    async def _admit_one(self, id: str, name: str) -> None:
-        if self.has(id) or id in self._parts:
-            raise SpoolError("an object of this id is in custody already")
-        folder = self._directory.quarantine
-        judged = await asyncio.to_thread(judge, name, folder, self._describe)
-        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
-        entry = self._make_entry(id, judged.sha256, judged.size, judged.facts)
-        self._seal(Intake(entry, fd, self._directory.object_name(id, judged.sha256), None), name, folder)
-        self._committer.put(Admitted(id))
-
-
-def _resolve(future: asyncio.Future[Any], result: Any) -> None:
-    """Set a result, unless whoever waited has gone."""
-    if not future.done():
-        future.set_result(result)
+    def broken(self, error: SpoolError) -> None:
+        """Nothing works any more."""
+        for feed in self._feeds.values():
+            feed.fail(error)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import islice
 
 from relay.spool_types import Entry, Status
@@ -34,14 +33,14 @@ class Feed:
         destination: str,
         *,
         read: Callable[[Feed, int, int], None],
-        tried: Callable[[Entry, str, Status], None],
+        tried: Callable[[Entry, str, Status], Entry],
     ) -> None:
         """Begin behind the index, as if all of it waited.
 
         Args:
             read: Fetches a page: is called with this feed, the `seq` to read after and a generation number,
                 and calls `loaded` with the latter.
-            tried: Records a failed attempt.
+            tried: Records a failed attempt and returns the entry that says so.
         """
         self.destination = destination
         self._read = read
@@ -94,8 +93,7 @@ class Feed:
     def put_back(self, entry: Entry, status: Status | None = None) -> None:
         """Give an object back to be handed out first again; with a `status`, count it as a failed attempt."""
         if status is not None:
-            entry = replace(entry, attempts=entry.attempts + 1)
-            self._tried(entry, self.destination, status)
+            entry = self._tried(entry, self.destination, status)
         if entry.seq in self._held:
             self._held.discard(entry.seq)
             self._ready.appendleft(entry)
