@@ -116,6 +116,7 @@ class DicomSink(SideSettings):
     retry_seconds: Annotated[float, Field(ge=0.1, le=3600)] = 1
     max_retry_seconds: Annotated[float, Field(ge=0.1, le=86_400)] = 60
     """First and longest wait before a destination that is away is tried again; each wait has jitter."""
+    max_object_bytes: Annotated[int, Field(ge=1024, le=MAX_OBJECT_BYTES)] = 4 * GIB
     spool: SpoolSettings = SpoolSettings()
 
     @model_validator(mode="after")

@@ -207,7 +207,10 @@ class Lane:
         boot = {
             "relay_name": self.relay.name,
             "side": name,
-            "lane": self.settings.model_dump(mode="json", by_alias=True),
+            # Without the other side's table: B must not even hold the names and addresses of A.
+            "lane": self.settings.model_dump(
+                mode="json", by_alias=True, exclude={"sink" if name == "source" else "source"}
+            ),
             "lane_number": self.number,
             "key": self.key.hex(),
             "epoch": self.epochs.next(),

@@ -29,7 +29,7 @@ import uvloop
 from aiohttp import web
 
 from relay import wire
-from relay.config import LaneSettings, Settings
+from relay.config import LaneSettings, Settings, SideSettings
 from relay.errors import MedferryError
 from relay.lanes import LANE_KINDS, load
 from relay.link import HEARTBEAT_SECONDS, Inlet, Outlet
@@ -85,6 +85,7 @@ class Side:
 
     relay_name: str
     lane: LaneSettings
+    """The lane's table, with this side's part only: the other side's is blank."""
     epoch: int
     """Rises with each start of this side. Never reused, so it may serve in unique identifiers."""
     state: str
@@ -234,6 +235,16 @@ def _lock(directory: str) -> int:
     return fd
 
 
+def _own_part(model: type[LaneSettings], boot: Bootstrap) -> LaneSettings:
+    """The lane as this side may know it. The supervisor checked the whole; the other side's part is blank."""
+    table = dict(boot.lane)
+    own = model.model_fields[boot.side].annotation
+    assert own is not None and issubclass(own, SideSettings)
+    sides: dict[str, SideSettings] = {"source": SideSettings(), "sink": SideSettings()}
+    sides[boot.side] = own.model_validate(table.pop(boot.side))
+    return model.model_construct(**table, **sides)
+
+
 def _build(boot: Bootstrap, lane: LaneSettings) -> SourceSide | SinkSide:
     sockets: dict[str, list[socket.socket]] = {}
     for listener in boot.listeners:
@@ -267,7 +278,7 @@ def main() -> int:
     configure(boot.log_style, boot.log_level, lane=boot.lane["name"], side=boot.side)
     sys.setswitchinterval(SWITCH_INTERVAL)
     kind = LANE_KINDS[boot.lane["kind"]]
-    lane: LaneSettings = load(kind.settings).model_validate(boot.lane)
+    lane = _own_part(load(kind.settings), boot)
     coroutine = load(kind.source if boot.side == "source" else kind.sink)
     lock = _lock(boot.state)
     side = _build(boot, lane)

@@ -1,0 +1,122 @@
+"""Side A's forwarder: from custody onto the link, in the order objects came.
+
+An object crosses as start, parts, end. It is recorded as sent when the link has taken its last fragment;
+nothing ever says that B has it, so what may have been lost with a link's buffers is sent again (B knows it by
+its id), and a manifest repeats what was sent lately so that B can name what it never saw.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+
+from relay.errors import SpoolError
+from relay.link import Outlet
+from relay.metrics import Metrics
+from relay.records import (
+    MAX_MANIFEST_ENTRIES,
+    MAX_PART_BYTES,
+    Manifest,
+    ObjectEnd,
+    ObjectPart,
+    ObjectStart,
+    Record,
+)
+from relay.spool import Entry, Spool
+
+LINK = "link"
+"""The one destination of side A's spool."""
+
+DOUBT_BYTES = 256 << 20
+"""What may be between A's mark "sent" and B's disk when a link's buffers or the machine's memory are lost:
+the sockets' buffers (8 MiB), and what B has not yet synced (`receipt.MAX_UNSYNCED_BYTES`), with room to
+spare."""
+
+MANIFEST_SECONDS = 10.0
+"""Between two manifests."""
+
+PARTS_PER_TURN = 8
+"""Parts sent before others of the process get their turn: 1 MiB."""
+
+log = logging.getLogger(__name__)
+
+
+class Forwarder:
+    """Sends what waits in the spool. `run` and `manifests` are tasks of the source."""
+
+    def __init__(self, spool: Spool, outlet: Outlet, metrics: Metrics) -> None:
+        self._spool = spool
+        self._outlet = outlet
+        self._metrics = metrics
+        self._buffer = bytearray(MAX_PART_BYTES)
+        self._progress = asyncio.Event()
+        self.sent = 0
+
+    async def run(self) -> None:
+        """Send objects until cancelled."""
+        feed = self._spool.feed(LINK)
+        while True:
+            entry = await feed.next()
+            try:
+                await self._send(entry)
+            except SpoolError as error:
+                # The file is gone or unreadable: the next opening of the spool will say what became of it.
+                log.error("object %s cannot be sent: %s", entry.id, error)
+                self._spool.park(entry, LINK, "unreadable")
+            self._progress.set()
+
+    async def idle(self) -> None:
+        """Wait until everything in custody has crossed."""
+        while self._spool.stats().waiting[LINK]:
+            self._progress.clear()
+            await self._progress.wait()
+
+    async def _send(self, entry: Entry) -> None:
+        start = ObjectStart(
+            id=entry.id,
+            sop_class=entry.sop_class,
+            sop_instance=entry.sop_instance,
+            transfer_syntax=entry.transfer_syntax,
+            size=entry.size,
+            received_ns=entry.received_ns,
+            parsed_ns=entry.parsed_ns,
+            grade=entry.grade,
+        )
+        end = ObjectEnd(id=entry.id, sha256=entry.sha256)
+        fd = self._spool.open_data(entry)
+        try:
+            offset = 0
+            turn = 0
+            while offset < entry.size:
+                count = os.preadv(fd, [self._buffer], entry.data_offset + offset)
+                count = min(count, entry.size - offset)
+                if count == 0:
+                    raise SpoolError(f"the file of object {entry.id} is shorter than it was")
+                part = ObjectPart(id=entry.id, offset=offset, data=memoryview(self._buffer)[:count])
+                records: list[Record] = [part]
+                if offset == 0:
+                    records.insert(0, start)
+                offset += count
+                if offset == entry.size:
+                    records.append(end)
+                # Together, so that a small object is one fragment.
+                await self._outlet.send(*records)
+                turn += 1
+                if turn % PARTS_PER_TURN == 0:
+                    await asyncio.sleep(0)
+        finally:
+            os.close(fd)
+        self._spool.done(entry, LINK)
+        self.sent += 1
+        if entry.parsed_ns:
+            self._metrics.latency("forward").record_ns(time.monotonic_ns() - entry.parsed_ns)
+
+    async def manifests(self) -> None:
+        """Repeat what was sent lately, until cancelled."""
+        while True:
+            await asyncio.sleep(MANIFEST_SECONDS)
+            entries = await self._spool.recent(LINK, MAX_MANIFEST_ENTRIES)
+            if entries:
+                await self._outlet.send(Manifest(entries=entries))

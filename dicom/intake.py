@@ -1,0 +1,177 @@
+"""Side A's intake: from a C-STORE into custody.
+
+    C-STORE-RQ ─▶ check_command ─▶ part ◀─ data set as it arrives
+                                    │
+                     last PDV ─▶ examine ─▶ check_object ─▶ commit (fsync) ─▶ 0x0000
+                                    │             │
+                                    └── refused ──┴─▶ quarantine ─▶ status that says why
+
+Success is answered only once the object is durable. What is refused waits in quarantine for a person and the
+sender is told; what cannot be taken for want of room is answered with 0xA700 and nothing of it is kept, since
+the sender still has it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from dicom import part10
+from dicom.faults import OUT_OF_RESOURCES, Refused
+from dicom.scp import Peer, Rejection, StoreFailed, StoreRequest
+from dicom.screen import Rules, check_command, check_object
+from dicom.screen import Store as Announced
+from dicom.spooling import Examiner
+from relay.errors import SpoolError, SpoolFull
+from relay.metrics import Metrics
+from relay.spool import Facts, Part, Spool
+
+SUCCESS = 0x0000
+
+log = logging.getLogger(__name__)
+
+
+class Intake:
+    """The SCP's handler: one for all associations of a lane."""
+
+    def __init__(self, spool: Spool, rules: Rules, examiner: Examiner, metrics: Metrics) -> None:
+        self.spool = spool
+        self.rules = rules
+        self.examiner = examiner
+        self.metrics = metrics
+        self.stored = 0
+        self.refused: dict[str, int] = {}
+
+    def admit(self, peer: Peer) -> Rejection | None:
+        """Refuse a new association, as transient, while there is no room for an object."""
+        try:
+            self.spool.admit()
+        except SpoolFull as full:
+            self.count_refusal(f"full-{full.bound}")
+            return Rejection.FULL
+        return None
+
+    def begin(self, request: StoreRequest) -> Reception | int:
+        """Begin to receive an object, or the status that refuses it."""
+        announced = Announced(
+            sop_class=request.sop_class,
+            sop_instance=request.sop_instance,
+            abstract_syntax=request.abstract_syntax,
+            transfer_syntax=request.transfer_syntax,
+        )
+        refusal = check_command(self.rules, announced)
+        if refusal is not None:
+            self.count_refusal(refusal.reason)
+            log.warning("%s: C-STORE refused: %s", request.peer, refusal)
+            return refusal.status
+        header = part10.header(request.sop_class, request.sop_instance, request.transfer_syntax)
+        try:
+            part = self.spool.begin(header)
+        except SpoolFull as full:
+            self.count_refusal(f"full-{full.bound}")
+            return OUT_OF_RESOURCES
+        return Reception(self, part, announced, request.peer)
+
+    def count_refusal(self, reason: str) -> None:
+        """Count one refused object or association by its fixed word."""
+        self.refused[reason] = self.refused.get(reason, 0) + 1
+        self.metrics.count("refused", "Objects and associations refused", reason=reason)
+
+
+class Reception:
+    """One object on its way into custody."""
+
+    def __init__(self, intake: Intake, part: Part, announced: Announced, peer: Peer) -> None:
+        self._intake = intake
+        self._part = part
+        self._announced = announced
+        self._peer = peer
+        self._received_ns = time.monotonic_ns()
+
+    def __repr__(self) -> str:
+        return f"<Reception {self._part}>"
+
+    def write(self, parts: Sequence[memoryview]) -> None:
+        """Append what arrived of the data set.
+
+        Raises:
+            StoreFailed: There is no room for more of it.
+        """
+        with self._answering_fullness():
+            self._part.write(parts)
+
+    async def finish(self) -> int:
+        """Examine the whole object and take it into custody; the status to answer with."""
+        intake, part = self._intake, self._part
+        whole_ns = time.monotonic_ns()
+        try:
+            with self._answering_fullness():
+                part = await self._examined(part)
+                parsed_ns = time.monotonic_ns()
+                facts = Facts(
+                    data_offset=part.data_offset,
+                    sop_class=self._announced.sop_class,
+                    sop_instance=self._announced.sop_instance,
+                    transfer_syntax=self._announced.transfer_syntax,
+                    received_ns=self._received_ns,
+                    parsed_ns=parsed_ns,
+                )
+                entry = await intake.spool.commit(part, facts)
+        except Refused as refusal:
+            return self._quarantine(part, refusal)
+        except StoreFailed as failure:
+            part.abandon()
+            return failure.status
+        intake.stored += 1
+        intake.metrics.count("objects_stored", "Objects taken into custody")
+        intake.metrics.count("bytes_stored", "Bytes of data sets taken into custody", entry.size)
+        intake.metrics.latency("receive").record_ns(whole_ns - self._received_ns)
+        intake.metrics.latency("check").record_ns(parsed_ns - whole_ns)
+        intake.metrics.latency("spool").record_ns(time.monotonic_ns() - parsed_ns)
+        return SUCCESS
+
+    def abandon(self) -> None:
+        """The association ended in the middle: nothing was acknowledged, nothing is kept."""
+        self._part.abandon()
+
+    async def _examined(self, part: Part) -> Part:
+        """The part to commit: `part` itself, or for an object that needs edits a new one."""
+        examiner = self._intake.examiner
+        outline = await examiner.examine(part, self._announced.transfer_syntax)
+        if outline.edits:
+            fresh = examiner.normalised(self._intake.spool, part, outline)
+            part.abandon()
+            self._part = part = fresh
+            self._intake.metrics.count("objects_normalised", "Objects whose encoding was put right")
+            outline = await examiner.examine(part, self._announced.transfer_syntax)
+        refusal = check_object(self._announced, outline)
+        if refusal is not None:
+            raise refusal
+        return part
+
+    def _quarantine(self, part: Part, refusal: Refused) -> int:
+        self._intake.count_refusal(refusal.reason)
+        log.warning("%s: object %s is in quarantine: %s", self._peer, part.id, refusal)
+        try:
+            self._intake.spool.quarantine(part, refusal.reason, str(refusal))
+        except SpoolFull as full:
+            log.error("object %s is not kept: %s", part.id, full)
+            part.abandon()
+            return OUT_OF_RESOURCES
+        return refusal.status
+
+    @contextmanager
+    def _answering_fullness(self) -> Iterator[None]:
+        """Map the spool's errors to the status that the sender gets."""
+        try:
+            yield
+        except SpoolFull as full:
+            self._intake.count_refusal(f"full-{full.bound}")
+            log.error("%s: object refused: %s", self._peer, full)
+            raise StoreFailed(OUT_OF_RESOURCES) from full
+        except SpoolError as error:
+            self._intake.count_refusal("disk")
+            log.error("%s: object refused: %s", self._peer, error)
+            raise StoreFailed(OUT_OF_RESOURCES) from error
