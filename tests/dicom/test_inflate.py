@@ -1,0 +1,135 @@
+"""Inflation in a stream, and the examination of deflated data sets."""
+
+from __future__ import annotations
+
+import mmap
+import tempfile
+import zlib
+from typing import BinaryIO
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dicom.faults import Reason, Refused
+from dicom.inflate import BURST, InflateLimits, examine, inflate
+from tests.dicom.datasets import CT, DEFLATED, EXPLICIT, INSTANCE, deflate, element, names, scratch_file
+
+DATA = names() + element(0x00100010, "PN", b"A^B ") + element(0x7FE00010, "OW", bytes(range(256)) * 64)
+
+
+class Scratch:
+    """Hands out unlinked files, and remembers them."""
+
+    def __init__(self) -> None:
+        self.files: list[BinaryIO] = []
+
+    def __call__(self) -> BinaryIO:
+        self.files.append(scratch_file())
+        return self.files[-1]
+
+
+def inflated(*chunks: bytes, limits: InflateLimits | None = None) -> bytes:
+    out: list[bytes] = []
+    size = inflate(chunks, out.append, limits or InflateLimits())
+    whole = b"".join(out)
+    assert size == len(whole) and all(len(piece) <= BURST for piece in out)
+    return whole
+
+
+def in_pieces(data: bytes, size: int) -> list[bytes]:
+    return [data[start : start + size] for start in range(0, len(data), size)]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 1000, 1 << 20])
+@pytest.mark.parametrize("data", [b"", b"x", DATA, bytes(3 * BURST)], ids=["none", "one", "set", "zeros"])
+def test_any_cut_gives_the_same(data: bytes, size: int) -> None:
+    assert inflated(*in_pieces(deflate(data), size)) == data
+
+
+@given(st.binary(max_size=2000), st.integers(1, 50))
+def test_what_is_deflated_is_inflated(data: bytes, size: int) -> None:
+    assert inflated(*in_pieces(deflate(data), size)) == data
+
+
+@pytest.mark.parametrize("size", [1, 2, 1 << 20])
+@pytest.mark.parametrize("tail", [b"\1", b"\0\0", b"\0\1", b"MZ" * 100, deflate(b"again")])
+def test_what_follows_the_stream_is_refused(tail: bytes, size: int) -> None:
+    stream = zlib.compressobj(9, wbits=-15)
+    raw = stream.compress(DATA) + stream.flush()
+    assert inflated(*in_pieces(raw + b"\0", size)) == DATA
+    with pytest.raises(Refused) as caught:
+        inflated(*in_pieces(raw + tail, size))
+    assert caught.value.reason == Reason.DEFLATE
+
+
+def test_cut_at_every_byte() -> None:
+    raw = deflate(names())
+    stream_end = len(raw.rstrip(b"\0"))
+    for size in range(stream_end):
+        with pytest.raises(Refused) as caught:
+            inflated(raw[:size])
+        assert caught.value.reason == Reason.TRUNCATED
+
+
+@pytest.mark.parametrize("data", [zlib.compress(DATA), b"\xff" * 100, DATA], ids=["zlib", "ones", "plain"])
+def test_what_is_no_raw_deflate_stream(data: bytes) -> None:
+    with pytest.raises(Refused) as caught:
+        inflated(data)
+    assert caught.value.reason in (Reason.DEFLATE, Reason.TRUNCATED)
+
+
+def test_size_limit_to_the_byte() -> None:
+    raw = deflate(DATA)
+    assert inflated(raw, limits=InflateLimits(max_bytes=len(DATA))) == DATA
+    with pytest.raises(Refused) as caught:
+        inflated(raw, limits=InflateLimits(max_bytes=len(DATA) - 1))
+    assert caught.value.reason == Reason.INFLATED
+
+
+def test_time_limit() -> None:
+    now = iter(range(10))
+    with pytest.raises(Refused) as caught:
+        inflated(deflate(DATA), limits=InflateLimits(seconds=0.5, clock=lambda: float(next(now))))
+    assert caught.value.reason == Reason.TIME
+
+
+def test_examine_walks_what_it_inflated_and_closes_the_scratch_file() -> None:
+    scratch = Scratch()
+    raw = deflate(DATA)
+    with memoryview(raw) as view:
+        outline = examine(view, DEFLATED, scratch=scratch)
+    assert (outline.sop_class, outline.sop_instance, outline.transfer_syntax) == (CT, INSTANCE, DEFLATED)
+    ((start, end),) = outline.pixels
+    assert DATA[start:end] == bytes(range(256)) * 64
+    assert [file.closed for file in scratch.files] == [True]
+
+
+def test_examine_needs_no_scratch_file_for_other_syntaxes() -> None:
+    scratch = Scratch()
+    with memoryview(DATA) as view:
+        assert examine(view, EXPLICIT, scratch=scratch).elements == 4
+    assert scratch.files == []
+
+
+REFUSED = [
+    ("nothing", deflate(b""), Reason.TRUNCATED),
+    ("damaged", b"\xff" * 100_000, Reason.DEFLATE),
+    ("tail", deflate(DATA) + b"MZ", Reason.DEFLATE),
+    ("malformed", deflate(DATA[:-1]), Reason.LENGTH),
+    ("to be edited", deflate(names() + element(0x00100010, "PN", b"A^B")), Reason.DEFLATE),
+]
+
+
+@pytest.mark.parametrize(("raw", "reason"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED])
+def test_a_mapped_file_can_be_closed_while_the_refusal_is_still_held(raw: bytes, reason: Reason) -> None:
+    scratch = Scratch()
+    with tempfile.TemporaryFile() as file:
+        file.write(raw)
+        file.flush()
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        with pytest.raises(Refused) as caught, memoryview(mapped) as view:
+            examine(view, DEFLATED, scratch=scratch)
+        mapped.close()
+    assert caught.value.reason == reason
+    assert [file.closed for file in scratch.files] == [True]
