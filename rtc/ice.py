@@ -1,0 +1,305 @@
+"""ICE on aioice: with the guard in front, a port range, chosen addresses, and consent lost within 3 s.
+
+What differs from aioice's own connection:
+
+- Every datagram passes the `Guard`; SRTP goes straight to the session instead of through a queue.
+- Sockets are bound within a range of ports, on configured addresses; loopback where a lab wants it.
+- Consent (RFC 7675) is checked twice a second; whoever is not heard for two seconds is gone.
+- Remote candidates must be IP addresses: an mDNS name is met as a peer-reflexive candidate anyway, when its
+  owner's check arrives, and nobody makes this side resolve names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import itertools
+import socket
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+from aioice import Candidate, Connection, stun
+from aioice.candidate import candidate_foundation, candidate_priority
+from aioice.ice import (
+    CandidatePair,
+    StunProtocol,
+    get_host_addresses,
+    relayed_candidate,
+    server_reflexive_candidate,
+)
+
+from relay.errors import MedferryError, PeerError
+from rtc.guard import Guard, Kind
+
+CONSENT_SECONDS = 0.4
+"""Between the end of one consent check and the next, which itself takes at most 0.5 s."""
+
+CONSENT_EXPIRY_NS = 2_000_000_000
+"""Unheard for so long, the peer is gone; with the checks' rhythm, noticed within 3 s."""
+
+GATHER_SECONDS = 3.0
+"""For STUN and TURN servers to answer; host candidates do not wait."""
+
+MAX_REMOTE_CANDIDATES = 32
+"""Of one session. Browsers with several interfaces send about a dozen."""
+
+MAX_HANDSHAKE_DATAGRAMS = 32
+"""DTLS datagrams that may wait to be read: several flights with long certificates."""
+
+MAX_UNSENT_BYTES = 1 << 20
+"""Bytes that the kernel has not taken yet; beyond, media is dropped as a full link would."""
+
+SOCKET_BUFFER = 4 << 20
+"""Bytes asked for, each way: a keyframe burst at 1080p and a scheduling delay on top."""
+
+Address = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IceSettings:
+    """Where a side's ICE works."""
+
+    addresses: tuple[str, ...] = ()
+    """Own IP addresses to offer; empty: those of all interfaces."""
+    ports: tuple[int, int] | None = None
+    """First and last UDP port; None: any."""
+    loopback: bool = False
+    """With `addresses` empty: offer loopback as well."""
+    stun: Address | None = None
+    turn: Address | None = None
+    turn_tls: bool = False
+    turn_transport: str = "udp"
+    turn_username: str | None = None
+    turn_password: str | None = None
+
+
+class GuardedProtocol(StunProtocol):
+    """One socket of an `IceSession`."""
+
+    receiver: IceSession
+
+    def datagram_received(self, data: bytes | str, addr: tuple[Any, ...]) -> None:
+        """Drop, or hand to whom it belongs: STUN to aioice, DTLS to its queue, SRTP to the session."""
+        assert isinstance(data, bytes)
+        source = (addr[0], addr[1])
+        now_ns = time.monotonic_ns()
+        kind = self.receiver.guard.admit(data, member=self.receiver.is_member(self, source), now_ns=now_ns)
+        if kind is None:
+            return
+        if kind is Kind.STUN:
+            # An attribute of a wrong size or a missing one shows as these; it is the peer's fault.
+            with contextlib.suppress(struct.error, KeyError, IndexError, ValueError):
+                super().datagram_received(data, source)
+        elif kind is Kind.DTLS:
+            self.receiver.data_received(data, self.local_candidate.component)
+        else:
+            self.receiver.on_media(kind, data, now_ns)
+
+
+class IceSession(Connection):
+    """An ICE session of one component (RTCP multiplexed, everything bundled), controlled by the peer."""
+
+    _next_port = itertools.count()
+
+    def __init__(self, settings: IceSettings, on_media: Callable[[Kind, bytes, int], None]) -> None:
+        super().__init__(
+            ice_controlling=False,
+            stun_server=settings.stun,
+            turn_server=settings.turn,
+            turn_username=settings.turn_username,
+            turn_password=settings.turn_password,
+            turn_ssl=settings.turn_tls,
+            turn_transport=settings.turn_transport,
+        )
+        self._settings = settings
+        self.guard = Guard()
+        self.on_media = on_media
+        self.heard_ns = time.monotonic_ns()
+        """When something authentic came last."""
+        self.rtt_ns: int | None = None
+        """Round trip, from consent checks; None before the first."""
+        self.dropped_sends = 0
+
+    def is_member(self, protocol: StunProtocol, source: Address) -> bool:
+        """Whether `source` is the nominated pair's; before nomination, of any pair of the check list."""
+        pair = self._nominated.get(1)
+        if pair is not None:
+            return pair.protocol is protocol and pair.remote_addr == source
+        return any(item.protocol is protocol and item.remote_addr == source for item in self._check_list)
+
+    async def gather_candidates(self) -> None:
+        """Open a socket on each address and ask the STUN and TURN servers.
+
+        Raises:
+            MedferryError: No socket could be opened: no address, or no free port in the range.
+        """
+        if self._local_candidates_start:
+            return
+        self._local_candidates_start = True
+        for address in self._addresses():
+            await self._open(address)
+        if not self._protocols:
+            raise MedferryError("ICE: no UDP port could be opened: check addresses and udp_ports")
+        await self._ask_servers()
+        self._local_candidates_end = True
+
+    def _addresses(self) -> list[str]:
+        if self._settings.addresses:
+            return list(self._settings.addresses)
+        # IPv4 first: some publishers use only the first candidate they are given.
+        found = sorted(get_host_addresses(use_ipv4=True, use_ipv6=True), key=lambda text: ":" in text)
+        return [*found, "127.0.0.1", "::1"] if self._settings.loopback else found
+
+    async def _open(self, address: str) -> None:
+        sock = self._bind(address)
+        if sock is None:
+            return
+        loop = asyncio.get_running_loop()
+        _, protocol = await loop.create_datagram_endpoint(lambda: GuardedProtocol(self), sock=sock)
+        host, port = sock.getsockname()[:2]
+        protocol.local_candidate = Candidate(
+            foundation=candidate_foundation("host", "udp", host),
+            component=1,
+            transport="udp",
+            priority=candidate_priority(1, "host", 65535 - len(self._protocols)),
+            host=host,
+            port=port,
+            type="host",
+        )
+        self._protocols.append(protocol)
+        self._local_candidates.append(protocol.local_candidate)
+
+    def _bind(self, address: str) -> socket.socket | None:
+        """A socket on `address` and the next free port of the range, or None."""
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        low, high = self._settings.ports or (0, 0)
+        size = high - low + 1
+        for _ in range(size):
+            sock = socket.socket(family, socket.SOCK_DGRAM)
+            sock.setblocking(False)
+            for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+                sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER)
+            try:
+                sock.bind((address, low + next(self._next_port) % size))
+            except OSError as error:
+                sock.close()
+                if error.errno != errno.EADDRINUSE:
+                    return None
+            else:
+                return sock
+        return None
+
+    async def _ask_servers(self) -> None:
+        requests: list[asyncio.Task[tuple[Candidate, StunProtocol | None]]] = []
+        if self.stun_server is not None:
+            for protocol in self._protocols:
+                address = ipaddress.ip_address(protocol.local_candidate.host)
+                if address.version == 4 and not address.is_loopback:
+                    request = server_reflexive_candidate(protocol, self.stun_server)
+                    requests.append(asyncio.create_task(request))
+        if self.turn_server is not None:
+            relayed = relayed_candidate(
+                component=1,
+                hide_related_address=False,
+                protocol_factory=lambda: GuardedProtocol(self),
+                turn_server=self.turn_server,
+                turn_username=self.turn_username,
+                turn_password=self.turn_password,
+                turn_ssl=self.turn_ssl,
+                turn_transport=self.turn_transport,
+            )
+            requests.append(asyncio.create_task(cast("Any", relayed)))
+        if not requests:
+            return
+        done, pending = await asyncio.wait(requests, timeout=GATHER_SECONDS)
+        for task in done:
+            if task.exception() is None:
+                candidate, relay = task.result()
+                self._local_candidates.append(candidate)
+                if relay is not None:
+                    self._protocols.append(relay)
+        for task in pending:
+            task.cancel()
+
+    async def add_remote(self, line: str) -> None:
+        """Take a candidate as SDP writes it, without the ``candidate:`` (RFC 8839 §5.1).
+
+        TCP candidates and names are left aside: neither is needed to meet the peer.
+
+        Raises:
+            PeerError: It is no candidate, or there are too many.
+        """
+        try:
+            candidate = Candidate.from_sdp(line)
+            priority_fits = 0 <= candidate.priority < 2**32 and 0 < candidate.port < 65536
+        except ValueError:
+            raise PeerError("candidate", "an ICE candidate cannot be read") from None
+        if not priority_fits:
+            raise PeerError("candidate", "an ICE candidate's port or priority is out of range")
+        if len(self._remote_candidates) >= MAX_REMOTE_CANDIDATES:
+            raise PeerError("candidates", f"more than {MAX_REMOTE_CANDIDATES} ICE candidates")
+        if candidate.transport.lower() != "udp" or candidate.component != 1:
+            return
+        try:
+            ipaddress.ip_address(candidate.host)
+        except ValueError:
+            return
+        await self.add_remote_candidate(candidate)
+
+    def check_incoming(self, message: stun.Message, addr: Address, protocol: StunProtocol) -> None:
+        """A check that carries the session's password: the peer is alive."""
+        if len(self._remote_candidates) >= 2 * MAX_REMOTE_CANDIDATES and not self.is_member(protocol, addr):
+            return
+        self.heard_ns = time.monotonic_ns()
+        super().check_incoming(message, addr, protocol)
+
+    def data_received(self, data: bytes, component: int) -> None:
+        """Queue a DTLS datagram for the handshake, which has its own retransmission."""
+        if self._queue.qsize() < MAX_HANDSHAKE_DATAGRAMS:
+            super().data_received(data, component)
+
+    async def query_consent(self) -> None:
+        """Check that the peer still wants to receive, and measure the round trip (RFC 7675 §5.1)."""
+        assert self.remote_password is not None
+        self.heard_ns = time.monotonic_ns()
+        key = self.remote_password.encode()
+        while True:
+            await asyncio.sleep(CONSENT_SECONDS)
+            if time.monotonic_ns() - self.heard_ns > CONSENT_EXPIRY_NS:
+                self._query_consent_task = None
+                await self.close()
+                return
+            pair = self._nominated.get(1)
+            if pair is not None:
+                await self._check_consent(pair, key)
+
+    async def _check_consent(self, pair: CandidatePair, key: bytes) -> None:
+        request = self.build_request(pair, nominate=False)
+        sent_ns = time.monotonic_ns()
+        try:
+            await pair.protocol.request(request, pair.remote_addr, integrity_key=key, retransmissions=0)
+        except stun.TransactionError:
+            return
+        self.heard_ns = time.monotonic_ns()
+        sample = self.heard_ns - sent_ns
+        # The weights of TCP's estimator (RFC 6298 §2).
+        self.rtt_ns = sample if self.rtt_ns is None else (7 * self.rtt_ns + sample) // 8
+
+    def send_now(self, data: bytes) -> bool:
+        """Send on the nominated pair at once; False, and counted, where it cannot be."""
+        pair = self._nominated.get(1)
+        if pair is None:
+            return False
+        transport = pair.protocol.transport
+        # Datagram transports know this, though their abstract class does not; a TURN relay's has no buffer.
+        unsent = getattr(transport, "get_write_buffer_size", int)()
+        if transport.is_closing() or unsent > MAX_UNSENT_BYTES:
+            self.dropped_sends += 1
+            return False
+        transport.sendto(data, pair.remote_addr)
+        return True
