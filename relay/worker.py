@@ -23,7 +23,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import uvloop
 from aiohttp import web
@@ -238,11 +238,13 @@ def _lock(directory: str) -> int:
 def _own_part(model: type[LaneSettings], boot: Bootstrap) -> LaneSettings:
     """The lane as this side may know it. The supervisor checked the whole; the other side's part is blank."""
     table = dict(boot.lane)
-    own = model.model_fields[boot.side].annotation
-    assert own is not None and issubclass(own, SideSettings)
-    sides: dict[str, SideSettings] = {"source": SideSettings(), "sink": SideSettings()}
-    sides[boot.side] = own.model_validate(table.pop(boot.side))
-    return model.model_construct(**table, **sides)
+    own: type[SideSettings] = cast(Any, model.model_fields[boot.side].annotation)
+    sides = {
+        "source": SideSettings(),
+        "sink": SideSettings(),
+        boot.side: own.model_validate(table.pop(boot.side)),
+    }
+    return model.model_construct(None, **table, **sides)
 
 
 def _build(boot: Bootstrap, lane: LaneSettings) -> SourceSide | SinkSide:
