@@ -119,8 +119,8 @@ def examine(
     """Walk a data set of any transfer syntax; a deflated one is inflated into a file from `scratch` first.
 
     `scratch` opens an empty, unlinked, buffered binary file that has a descriptor; it is closed here. Of a
-    deflated object the outline's pixel ranges count in the inflated bytes. When this returns or
-    raises, no view of `data` is left, so whatever it maps may be closed.
+    deflated object the outline's pixel ranges count in the inflated bytes. When this returns or raises, no
+    view of `data` is left, so whatever it maps may be closed.
 
     Raises:
         Refused: As `walk` and `inflate` do, and where a deflated data set would need edits.

@@ -106,7 +106,7 @@ def deflate(data: bytes) -> bytes:
 
 def scratch_file() -> BinaryIO:
     """An unlinked file, as a source hands out to inflate into."""
-    return tempfile.TemporaryFile()  # noqa: SIM115  (closed by whom it is given to)
+    return tempfile.TemporaryFile()
 
 
 @functools.cache
