@@ -1,0 +1,289 @@
+"""Encoders of side B: pictures to H.264 or VP8, sound to Opus, through FFmpeg's libraries (PyAV).
+
+    VideoFrame ─copy─▶ Canvas ─encode─▶ Coded(payloads, keyframe)        48 kHz PCM ─▶ OpusEncoder ─▶ packets
+
+Everything is set for delay: no look-ahead, no B-frames, one picture in, one picture out. An object here
+belongs to one thread at a time; the codecs release the interpreter lock while they work.
+
+H.264 leaves as constrained baseline with parameter sets before each keyframe, its level taken from size and
+rate, without SEI. Bitrate changes reach x264 while it runs. FFmpeg cannot tell libvpx about a new bitrate, so
+a VP8 encoder is replaced, and only when the change is worth the keyframe that it costs.
+
+Never here: threads, sockets, clocks, who watches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+import av
+import numpy as np
+from av.video.frame import PictureType
+
+from relay.records import AudioFrame, Buffer, VideoFrame
+from rtc.packetize import (
+    MAX_PAYLOAD,
+    MAX_PICTURE_ID,
+    NAL_PPS,
+    NAL_SPS,
+    h264_payloads,
+    vp8_payloads,
+    wanted_units,
+)
+
+TICKS = 90_000
+"""Ticks a second of the encoders' time base, the RTP clock of both video codecs."""
+
+SECOND_NS = 1_000_000_000
+
+DEFAULT_RATE = 30
+"""Pictures a second where the publisher declared none."""
+
+MAX_RATE = 120
+
+VBV_PICTURES = 3
+"""A keyframe may be this many times as large as the bitrate's share of one picture. At 4 Mb/s and 30 pictures
+a second that is 50 KB: a few milliseconds on any network that carries the stream at all."""
+
+FAR_KEYFRAME = 1 << 20
+"""Pictures between two keyframes that nobody asked for: hours. Viewers ask, and late ones are given one."""
+
+TWO_THREADS_ABOVE = 1280 * 720
+"""Pixels. Up to 720p one thread takes under 4 ms a picture, and a second one hardly helps."""
+
+VP8_STEP = 1.25
+"""A VP8 encoder is replaced when the bitrate it should have is this many times off."""
+
+X264_OPTIONS = {
+    "tune": "zerolatency",
+    "profile": "baseline",
+    "forced-idr": "1",
+    "x264-params": "scenecut=0:rc-lookahead=0:bframes=0:repeat-headers=1:aud=0:force-cfr=1",
+}
+
+VPX_OPTIONS = {
+    "deadline": "realtime",
+    "cpu-used": "-10",
+    "lag-in-frames": "0",
+    "auto-alt-ref": "0",
+    "noise-sensitivity": "0",
+    "static-thresh": "1",
+    "max-intra-rate": str(100 * VBV_PICTURES),
+    "undershoot-pct": "100",
+    "overshoot-pct": "15",
+    "qmin": "4",
+    "qmax": "56",
+}
+
+OPUS_RATE = 48_000
+OPUS_SAMPLES = 960
+"""Samples per channel of one packet: 20 ms."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoProfile:
+    """What one encoder makes. `bitrate` is the most it is ever asked for, in bits per second."""
+
+    codec: Literal["h264", "vp8"]
+    bitrate: int
+    preset: Literal["ultrafast", "superfast", "veryfast"] = "ultrafast"
+    keyframe_seconds: float | None = None
+    """At most so long between two keyframes. None: only on request."""
+    payload_bytes: int = MAX_PAYLOAD
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coded:
+    """One encoded picture, cut for RTP. `sets` are SPS and PPS where it is an H.264 keyframe."""
+
+    payloads: list[bytes]
+    keyframe: bool
+    sets: tuple[bytes, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Bytes of all payloads."""
+        return sum(map(len, self.payloads))
+
+
+def even(pixels: int) -> int:
+    """`pixels`, or one more: 4:2:0 needs whole chroma samples, and H.264 cannot crop half a one."""
+    return pixels + (pixels & 1)
+
+
+class Canvas:
+    """A picture in an encoder's own memory, written over for each new one.
+
+    A picture of odd width or height is widened to even by repeating its last column or row. Its chroma
+    planes have that size already (they round up), so colours stay where they are.
+    """
+
+    def __init__(self, width: int, height: int) -> None:
+        self.width, self.height = even(width), even(height)
+        self.frame = av.VideoFrame(self.width, self.height, "yuv420p")
+        self.frame.time_base = Fraction(1, TICKS)
+        self._planes = [
+            np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
+            for plane in self.frame.planes
+        ]
+
+    def fits(self, frame: VideoFrame) -> bool:
+        """Whether `frame` has this canvas' size."""
+        return (even(frame.width), even(frame.height)) == (self.width, self.height)
+
+    def draw(self, frame: VideoFrame) -> None:
+        """Copy the planes of `frame`, which must fit."""
+        sizes = ((frame.height, frame.width), *[((frame.height + 1) // 2, (frame.width + 1) // 2)] * 2)
+        for target, plane, (rows, columns) in zip(self._planes, frame.planes, sizes, strict=True):
+            target[:rows, :columns] = np.frombuffer(plane, np.uint8).reshape(rows, columns)
+        luma = self._planes[0]
+        luma[:, frame.width :] = luma[:, frame.width - 1 : frame.width]
+        luma[frame.height :] = luma[frame.height - 1 : frame.height]
+
+
+class VideoEncoder:
+    """One encoder of one size and profile."""
+
+    def __init__(self, profile: VideoProfile, width: int, height: int, rate: float = 0.0) -> None:
+        """
+        Args:
+            profile: Codec and limits.
+            width: Pixels, even.
+            height: Pixels, even.
+            rate: Pictures a second as declared; 0 for unknown.
+        """
+        self.profile = profile
+        self.width, self.height = width, height
+        self.rate = min(round(rate) or DEFAULT_RATE, MAX_RATE)
+        self.bitrate = profile.bitrate
+        self._picture_id = 0
+        self._context = self._open(profile.bitrate)
+
+    def __repr__(self) -> str:
+        return f"<VideoEncoder {self.profile.codec} {self.width}x{self.height} {self.bitrate} bit/s>"
+
+    def _open(self, bitrate: int) -> av.VideoCodecContext:
+        h264 = self.profile.codec == "h264"
+        context = av.VideoCodecContext.create("libx264" if h264 else "libvpx", "w")
+        assert isinstance(context, av.VideoCodecContext)
+        context.width, context.height, context.pix_fmt = self.width, self.height, "yuv420p"
+        context.time_base = Fraction(1, TICKS)
+        context.framerate = Fraction(self.rate, 1)
+        seconds = self.profile.keyframe_seconds
+        context.gop_size = FAR_KEYFRAME if seconds is None else max(1, round(seconds * self.rate))
+        context.thread_count = 1 if self.width * self.height <= TWO_THREADS_ABOVE else 2
+        context.bit_rate = bitrate
+        # Average and maximum must be equal when x264 opens: only then does it let the maximum follow the
+        # average later on.
+        limits = {"maxrate": str(bitrate), "bufsize": str(VBV_PICTURES * bitrate // self.rate)}
+        options = (
+            {**X264_OPTIONS, "preset": self.profile.preset}
+            if h264
+            else {**VPX_OPTIONS, "minrate": str(bitrate)}
+        )
+        context.options = {**options, **limits}
+        context.open()
+        return context
+
+    def set_bitrate(self, bitrate: int) -> None:
+        """Aim at `bitrate` bits per second from the next picture on, at most the profile's."""
+        bitrate = min(bitrate, self.profile.bitrate)
+        if self.profile.codec == "h264":
+            self._context.bit_rate = self.bitrate = bitrate
+        elif not 1 / VP8_STEP < bitrate / self.bitrate < VP8_STEP:
+            self.bitrate = bitrate
+            self._context = self._open(bitrate)
+
+    def encode(self, canvas: Canvas, timeline_ns: int, *, keyframe: bool) -> Coded:
+        """Encode what is on `canvas`.
+
+        Args:
+            canvas: Of this encoder's size.
+            timeline_ns: The picture's time; must rise from call to call.
+            keyframe: Make it one that a decoder can start with.
+
+        Raises:
+            av.FFmpegError: The codec failed; make a new encoder.
+        """
+        frame = canvas.frame
+        frame.pts = timeline_ns * TICKS // SECOND_NS
+        frame.time_base = Fraction(1, TICKS)
+        frame.pict_type = PictureType.I if keyframe else PictureType.NONE
+        packets = self._context.encode(frame)
+        data = b"".join(map(bytes, packets))
+        is_keyframe = any(packet.is_keyframe for packet in packets)
+        if self.profile.codec == "vp8":
+            self._picture_id = (self._picture_id + 1) & MAX_PICTURE_ID
+            return Coded(
+                payloads=vp8_payloads(data, self._picture_id, self.profile.payload_bytes) if data else [],
+                keyframe=is_keyframe,
+            )
+        units = wanted_units(data)
+        return Coded(
+            payloads=h264_payloads(units, self.profile.payload_bytes),
+            keyframe=is_keyframe,
+            sets=tuple(unit for unit in units if unit[0] & 0x1F in (NAL_SPS, NAL_PPS)),
+        )
+
+
+class OpusEncoder:
+    """PCM of any rate in records to Opus packets of 20 ms, 48 kHz."""
+
+    def __init__(self, *, rate: int, channels: int, bitrate: int) -> None:
+        self.rate, self.channels, self.bitrate = rate, channels, bitrate
+        context = av.AudioCodecContext.create("libopus", "w")
+        assert isinstance(context, av.AudioCodecContext)
+        context.sample_rate = OPUS_RATE
+        context.format = "s16"
+        context.layout = "stereo" if channels == 2 else "mono"
+        context.bit_rate = bitrate
+        context.options = {"application": "lowdelay", "frame_duration": "20", "packet_loss": "5"}
+        context.open()
+        self._context = context
+        self._resampler = av.AudioResampler("s16", context.layout, OPUS_RATE)
+        self._pending = bytearray()
+        self._pts = 0
+
+    @property
+    def pending_ns(self) -> int:
+        """How much sound waits for the rest of its packet."""
+        return len(self._pending) // (2 * self.channels) * SECOND_NS // OPUS_RATE
+
+    def encode(self, samples: Buffer) -> list[bytes]:
+        """The packets that `samples` (interleaved, 16 bits) complete: none, one or more.
+
+        Raises:
+            av.FFmpegError: The codec failed; make a new encoder.
+        """
+        self._pending += self._resampled(samples)
+        size = 2 * self.channels * OPUS_SAMPLES
+        packets = []
+        while len(self._pending) >= size:
+            frame = _pcm(bytes(self._pending[:size]), OPUS_RATE, self.channels)
+            del self._pending[:size]
+            frame.pts, frame.time_base = self._pts, Fraction(1, OPUS_RATE)
+            self._pts += OPUS_SAMPLES
+            packets += [bytes(packet) for packet in self._context.encode(frame)]
+        return packets
+
+    def _resampled(self, samples: Buffer) -> bytes:
+        if self.rate == OPUS_RATE:
+            return bytes(samples)
+        frame = _pcm(bytes(samples), self.rate, self.channels)
+        frame.pts = None
+        size = 2 * self.channels
+        return b"".join(bytes(out.planes[0])[: out.samples * size] for out in self._resampler.resample(frame))
+
+    def fits(self, frame: AudioFrame) -> bool:
+        """Whether `frame` has the rate and channels this encoder was made for."""
+        return (frame.rate, frame.channels) == (self.rate, self.channels)
+
+
+def _pcm(samples: bytes, rate: int, channels: int) -> av.AudioFrame:
+    count = len(samples) // (2 * channels)
+    frame = av.AudioFrame("s16", "stereo" if channels == 2 else "mono", count)
+    frame.sample_rate = rate
+    frame.planes[0].update(samples.ljust(frame.planes[0].buffer_size, b"\x00"))
+    return frame
