@@ -1,0 +1,183 @@
+"""The bridge: the loop's end of the committer. Turns what is put into awaitables, and news into calls.
+
+    loop   commit, sync, put, job ──▶ committer's queue
+           Keeper's methods       ◀── news
+
+Never here: what a file, a row or a feed is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from relay.errors import SpoolError
+from relay.spool_committer import Changed, Committer, Ended, Intake, Job, News, Recorded, Synced
+from relay.spool_files import Directory
+from relay.spool_index import Index, Row
+from relay.spool_types import Entry, SpoolLimits
+
+
+class Keeper(Protocol):
+    """Who hears the news, in the loop."""
+
+    def committed(self, entry: Entry) -> None:
+        """A committed object is durable."""
+
+    def lost(self, entry: Entry) -> None:
+        """A commit failed; the object is not in custody."""
+
+    def recorded(self, news: Recorded) -> None:
+        """Rows are written."""
+
+    def changed(self) -> None:
+        """Another process changed the index."""
+
+    def broken(self, error: SpoolError) -> None:
+        """Nothing works any more."""
+
+
+class Bridge:
+    """Runs the committer for one loop."""
+
+    def __init__(self, directory: Directory, limits: SpoolLimits, keeper: Keeper) -> None:
+        self.error: SpoolError | None = None
+        self.failed = asyncio.Event()
+        self.committer = Committer(directory, limits, tell=self._hear, post=self.post)
+        self._keeper = keeper
+        self._loop = asyncio.get_running_loop()
+        self._commits: dict[int, asyncio.Future[None]] = {}
+        self._unsynced: set[int] = set()
+        self._synced: asyncio.Future[None] = self._loop.create_future()
+        self._jobs: set[asyncio.Future[Any]] = set()
+        self._ended = asyncio.Event()
+
+    async def start(self, open_index: Callable[[], Index]) -> None:
+        """Start the thread and wait until `open_index` has run in it.
+
+        Raises:
+            SpoolError: It failed.
+        """
+
+        def first() -> Index:
+            index = open_index()
+            self.post(lambda: resolve(opened, None))
+            return index
+
+        opened: asyncio.Future[None] = self._loop.create_future()
+        self._jobs.add(opened)
+        self.committer.start(first)
+        try:
+            await opened
+        finally:
+            self._jobs.discard(opened)
+
+    async def stop(self) -> None:
+        """Finish what was put, end the thread."""
+        self.committer.stop()
+        await self._ended.wait()
+
+    def check(self) -> None:
+        """Raise why the spool cannot go on, if it cannot."""
+        if self.error is not None:
+            raise self.error
+
+    def fail(self, error: SpoolError) -> None:
+        """The spool cannot go on; everyone who waits hears why. Only the first error counts."""
+        if self.error is not None:
+            return
+        self.error = error
+        self.failed.set()
+        for future in [*self._commits.values(), *self._jobs]:
+            if not future.done():
+                future.set_exception(error)
+        resolve(self._synced, None)
+        self._keeper.broken(error)
+
+    # ---- to the committer --------------------------------------------------------------------------------
+
+    async def commit(self, intake: Intake) -> None:
+        """Wait until a file is durable; raises why it is not."""
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._commits[intake.entry.seq] = future
+        self.committer.put(intake)
+        await future
+
+    def sync(self, intake: Intake) -> None:
+        """Let a file become durable; see `durable`."""
+        self._unsynced.add(intake.entry.seq)
+        self.committer.put(intake)
+
+    async def durable(self, entry: Entry) -> None:
+        """Wait until a file given to `sync` is durable; raises why it is not."""
+        while entry.seq in self._unsynced:
+            self.check()
+            await asyncio.shield(self._synced)
+
+    def put(self, row: Row) -> None:
+        """Let a row be written."""
+        self.committer.put(row)
+
+    async def job(self, work: Callable[[Index], Any]) -> Any:
+        """Run `work` in the committer's thread after the rows put before it; its result."""
+        self.check()
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._jobs.add(future)
+        self.post_job(work, lambda result: resolve(future, result))
+        try:
+            return await future
+        finally:
+            self._jobs.discard(future)
+
+    def post_job(self, work: Callable[[Index], Any], done: Callable[[Any], None]) -> None:
+        """As `job`; calls `done` with the result instead of being awaited."""
+        self.committer.put(Job(work, done))
+
+    # ---- from the committer ------------------------------------------------------------------------------
+
+    def post(self, callback: Callable[[], None]) -> None:
+        """Call `callback` in the loop. The one method that the committer's thread may call."""
+        try:
+            self._loop.call_soon_threadsafe(callback)
+        except RuntimeError:
+            if not self._loop.is_closed():
+                raise
+
+    def _hear(self, news: News) -> None:
+        match news:
+            case Synced(intakes):
+                for intake in intakes:
+                    self._hear_synced(intake)
+                resolve(self._synced, None)
+                self._synced = self._loop.create_future()
+            case Recorded():
+                self._keeper.recorded(news)
+            case Changed():
+                self._keeper.changed()
+            case Ended(error):
+                self.fail(error or SpoolError("the spool is closed"))
+                self._ended.set()
+
+    def _hear_synced(self, intake: Intake) -> None:
+        entry = intake.entry
+        if intake.part is None:
+            if intake.error is None:
+                self._unsynced.discard(entry.seq)
+            else:
+                self.fail(intake.error)
+            return
+        future = self._commits.pop(entry.seq)
+        if intake.error is None:
+            self._keeper.committed(entry)
+            resolve(future, None)
+        else:
+            self._keeper.lost(entry)
+            if not future.done():
+                future.set_exception(intake.error)
+
+
+def resolve(future: asyncio.Future[Any], result: Any) -> None:
+    """Set a result, unless whoever waited has gone."""
+    if not future.done():
+        future.set_result(result)

@@ -1,0 +1,112 @@
+"""The parts of a spool: which objects are being written, and which of an earlier process may go on.
+
+Never here: what becomes of a part that is whole.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+
+from relay.errors import MedferryError, SpoolError
+from relay.spool_files import FILE_MODE, Directory, discard, is_part_name, spool_error
+from relay.spool_part import Part
+from relay.spool_room import Room
+from relay.spool_types import MAX_HEADER_BYTES, Describe
+
+
+class Parts:
+    """All open parts by id. Their count is bounded by the room of the spool."""
+
+    def __init__(self, directory: Directory, room: Room, describe: Describe) -> None:
+        self.resumable: dict[str, int] = {}
+        """Parts of an earlier process: bytes of data set there, by id."""
+        self._directory = directory
+        self._room = room
+        self._describe = describe
+        self._open: dict[str, Part] = {}
+
+    def __contains__(self, id: str) -> bool:
+        return id in self._open
+
+    def begin(self, header: bytes, id: str | None, size: int) -> Part:
+        """See `Spool.begin`."""
+        if not 0 < len(header) <= MAX_HEADER_BYTES:
+            raise ValueError(f"a header has 1 to {MAX_HEADER_BYTES} bytes, not {len(header)}")
+        self._room.check_new(size)
+        part = self._start(uuid.uuid4().hex if id is None else id, os.O_CREAT | os.O_TRUNC, len(header), size)
+        try:
+            written = os.pwrite(part.fileno(), header, 0)
+        except OSError as error:
+            part.abandon()
+            raise spool_error(error, f"writing object {part.id}") from error
+        if written != len(header):
+            part.abandon()
+            raise SpoolError(f"writing object {part.id}: the disk took only half of a header")
+        return part
+
+    def reopen(self, id: str) -> Part:
+        """See `Spool.reopen`."""
+        if id not in self.resumable:
+            raise SpoolError(f"there is no part {id} to continue")
+        size = self.resumable[id]
+        try:
+            offset = self._describe(self._read_header(id)).data_offset
+        except MedferryError as error:
+            raise SpoolError(f"part {id} cannot be continued: {error}") from error
+        part = self._start(id, 0, offset, size)
+        try:
+            part.rehash(size)
+        except OSError as error:
+            self.close(part)
+            raise spool_error(error, f"reading part {id}") from error
+        return part
+
+    def _start(self, id: str, flags: int, data_offset: int, declared: int) -> Part:
+        if not is_part_name(id):
+            raise ValueError("an object's id is 32 lower hex digits")
+        if id in self._open:
+            raise SpoolError(f"object {id} is being written already")
+        self._room.take(data_offset + declared)
+        try:
+            flags |= os.O_RDWR | os.O_CLOEXEC
+            fd = os.open(id, flags, FILE_MODE, dir_fd=self._directory.parts)
+        except OSError as error:
+            self._room.give(data_offset + declared)
+            raise spool_error(error, f"opening object {id}") from error
+        self.resumable.pop(id, None)
+        self._room.part_objects += 1
+        self._open[id] = part = Part(
+            id=id, fd=fd, data_offset=data_offset, declared=declared, room=self._room, leave=self._abandon
+        )
+        return part
+
+    def _read_header(self, id: str) -> bytes:
+        try:
+            fd = os.open(id, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory.parts)
+        except OSError as error:
+            raise spool_error(error, f"reading part {id}") from error
+        try:
+            return os.pread(fd, MAX_HEADER_BYTES, 0)
+        finally:
+            os.close(fd)
+
+    def take(self, part: Part) -> int:
+        """The part is not a part any more; its descriptor is the caller's."""
+        fd = part.release()
+        del self._open[part.id]
+        self._room.part_objects -= 1
+        return fd
+
+    def close(self, part: Part) -> None:
+        """The part is not a part any more, or not in this process; its file stays."""
+        os.close(self.take(part))
+
+    def close_all(self) -> None:
+        """Close every part; the files stay."""
+        for part in list(self._open.values()):
+            self.close(part)
+
+    def _abandon(self, part: Part) -> None:
+        self.close(part)
+        discard(part.id, self._directory.parts)
