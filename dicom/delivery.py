@@ -248,7 +248,6 @@ class Delivery:
                 contexts=self._proposal(context),
                 association_seconds=timeout if first else min(timeout, PARALLEL_TIMEOUT_SECONDS),
                 progress_seconds=timeout,
-                asynchronous_operations=self.destination.asynchronous_operations,
             )
         except PeerError as error:
             self._feed.put_back(entry)

@@ -100,8 +100,6 @@ class Destination(Settings):
     address: Address
     max_associations: Annotated[int, Field(ge=1, le=16)] = 4
     """At most so many at once; a destination that takes one at a time is served with one."""
-    asynchronous_operations: Annotated[int, Field(ge=1, le=64)] = 1
-    """Stores invoked before the first is answered. Above 1 only for devices known to cope."""
     timeout_seconds: Annotated[float, Field(ge=1, le=3600)] = 60
     """A destination that neither takes bytes nor answers for so long is left and tried again."""
     release_seconds: Annotated[float, Field(ge=0.1, le=3600)] = 5
