@@ -71,6 +71,21 @@ class Arrivals:
             progress(len(wanted) - len(missing))
         return True
 
+    def first(self, count: int, seconds: float) -> list[int]:
+        """The times of the first `count` arrivals, in order.
+
+        Raises:
+            TimeoutError: Fewer arrived within `seconds`.
+        """
+        deadline = time.monotonic() + seconds
+        while len(self.times) < count:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError(f"{len(self.times)} of {count} objects arrived within {seconds:.0f} s")
+            if select.select([self._descriptor], [], [], left)[0]:
+                self._read()
+        return sorted(self.times.values())[:count]
+
     def _read(self) -> set[str]:
         buffer = os.read(self._descriptor, _BUFFER_BYTES)
         now = time.monotonic_ns()

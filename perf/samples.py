@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.filewriter import dcmwrite
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import dcmwrite, write_dataset
 from pydicom.uid import (
     CTImageStorage,
     ExplicitVRLittleEndian,
@@ -147,6 +148,38 @@ def dataset(spec: Spec, index: int, sop_instance: str) -> Dataset:
     ds.PixelData = generator.bytes(spec.frames * spec.side * spec.side * 2)
     ds["PixelData"].VR = "OW"
     return ds
+
+
+@dataclass(slots=True, kw_only=True)
+class Image:
+    """One object in memory, as it goes over the wire. `renew` makes it another SOP instance."""
+
+    sop_class: str
+    sop_instance: str
+    data: bytearray
+    uid_at: int
+
+    def renew(self, number: int) -> str:
+        """Overwrite the SOP Instance UID with that of `number`, and return it."""
+        self.sop_instance = uid(number)
+        self.data[self.uid_at : self.uid_at + len(self.sop_instance)] = self.sop_instance.encode()
+        return self.sop_instance
+
+
+def image(spec: Spec) -> Image:
+    """The first object of a set, as an explicit VR little endian data set in memory."""
+    placeholder = _fixed_uid(spec.name, "instance", 0)
+    ds = dataset(spec, 0, placeholder)
+    buffer = DicomBytesIO()
+    buffer.is_little_endian, buffer.is_implicit_VR = True, False
+    write_dataset(buffer, ds)
+    data = bytearray(buffer.getvalue())
+    return Image(
+        sop_class=str(ds.SOPClassUID),
+        sop_instance=placeholder,
+        data=data,
+        uid_at=data.index(placeholder.encode()),
+    )
 
 
 def dataset_start(header: bytes) -> int:

@@ -1,7 +1,8 @@
 """One timed transfer: storescu to the receiver by one way, with one or several associations at once.
 
-The clock starts when the first sender is started and stops when the last object is a closed file in the
-receiver's directory. Every object is then compared, byte by byte, with what was sent: a benchmark that loses
+The clock starts when the senders are started and stops when the last object is a closed file in the
+receiver's directory. What the senders need before their first byte (loading, scanning the directory) is
+measured against a port where nobody listens, and taken off. Every object is then compared, byte by byte, with what was sent: a benchmark that loses
 or changes one has failed, however fast it was.
 """
 
@@ -13,8 +14,9 @@ import subprocess
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import BinaryIO
 
 from perf.arrivals import Arrivals
 from perf.client import CT_IMAGE_STORAGE, EXPLICIT_LE, Client
@@ -22,6 +24,7 @@ from perf.processes import Usage, usage
 from perf.samples import HEADER_BYTES, Sample, dataset_start, new_uid_block, stamp, uid
 from perf.ways import Entry, opened
 from tests.interop.dicom_peers import NO_STALL, Station, program, spawned, tail
+from tests.peers import free_port
 
 COMPARE_BYTES = 1 << 20
 
@@ -46,13 +49,15 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transfer:
-    """What one transfer was. Rates are of the whole, from the sender's start to the last object stored."""
+    """What one transfer was. Rates are of the whole, from the sender's first byte to the last object stored."""
 
     plan: Plan
     objects: int
     bytes: int
     seconds: float
     """0.0 where the transfer failed."""
+    preparation_seconds: float = 0.0
+    """What the senders needed before their first byte; not in `seconds`."""
     slowest_share: float = 1.0
     """Rate of the slowest association over the mean of all."""
     identical: int = 0
@@ -83,7 +88,7 @@ def compare(sample: Sample, received: Path) -> tuple[bool, bool]:
         return False, _equal_from(sent, sample.file_bytes - sample.pixel_bytes, got, got.tell())
 
 
-def _equal_from(one, one_at, other, other_at) -> bool:  # type: ignore[no-untyped-def]
+def _equal_from(one: BinaryIO, one_at: int, other: BinaryIO, other_at: int) -> bool:
     one.seek(one_at)
     other.seek(other_at)
     while piece := one.read(COMPARE_BYTES):
@@ -118,10 +123,21 @@ def divide(stamped: dict[str, Sample], associations: int, directory: Path) -> li
     return parts
 
 
-def send(entry: Entry, part: Path, *, nodelay: bool) -> tuple[list[str], dict[str, str]]:
-    """Command and environment of DCMTK's storescu for one directory."""
-    command = [program("storescu"), "--max-pdu", "131072", "--scan-directories", "--call", entry.ae_title]
-    return [*command, entry.host, str(entry.port), str(part)], NO_STALL if nodelay else {}
+def sender(host: str, port: int, ae_title: str, part: Path) -> list[str]:
+    """The command that sends one directory with DCMTK's storescu."""
+    options = ["--max-pdu", "131072", "--scan-directories", "--call", ae_title]
+    return [program("storescu"), *options, host, str(port), str(part)]
+
+
+def preparation(parts: list[tuple[Path, list[str]]], log: Path) -> float:
+    """Seconds that as many senders need until they connect: they are sent to where nobody listens."""
+    port = free_port()
+    started = time.monotonic()
+    with ExitStack() as stack:
+        commands = [sender("127.0.0.1", port, "NOBODY", part) for part, _ in parts]
+        for process in [stack.enter_context(spawned(command, log)) for command in commands]:
+            process.wait(WARM_UP_SECONDS)
+        return time.monotonic() - started
 
 
 def run(
@@ -131,69 +147,66 @@ def run(
     directory: Path,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Transfer:
-    """Open the way, send the set over it, check what arrived, close it again, remove what it wrote."""
+    """Open the way, send the set over it, check what arrived, close it again, remove what it wrote.
+
+    Args:
+        plan: Which way, how many associations, which senders.
+        samples: The set; its files get new SOP Instance UIDs.
+        small: A small object to warm the way up with.
+        directory: For what the run writes; removed before and after.
+        progress: Called with the number of objects that have arrived.
+    """
     shutil.rmtree(directory, ignore_errors=True)
     try:
-        with opened(plan.way, directory, stock_receiver=plan.stock_receiver) as (entry, receiver):
-            return _timed(plan, samples, small, directory, entry, receiver, progress)
+        stamped = stamp(samples)
+        parts = divide(stamped, plan.associations, directory / "sent")
+        with (
+            opened(plan.way, directory, stock_receiver=plan.stock_receiver) as (entry, receiver),
+            Arrivals(receiver.directory) as arrivals,
+        ):
+            warm_up(entry, arrivals, small)
+            ready_after = preparation(parts, directory / "preparation.log")
+            sent = _send(plan, entry, parts, arrivals, time_limit(samples), directory, progress)
+            return _result(plan, stamped, parts, arrivals.times, receiver, sent, ready_after)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _timed(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sent:
+    started_ns: int
+    processes: list[Usage]
+    failure: str
+
+
+def _send(
     plan: Plan,
-    samples: list[Sample],
-    small: Sample,
-    directory: Path,
     entry: Entry,
-    receiver: Station,
+    parts: list[tuple[Path, list[str]]],
+    arrivals: Arrivals,
+    limit: float,
+    directory: Path,
     progress: Callable[[int], None],
-) -> Transfer:
-    stamped = stamp(samples)
-    parts = divide(stamped, plan.associations, directory / "sent")
-    with Arrivals(receiver.directory) as arrivals, ExitStack() as stack:
-        warm_up(entry, arrivals, small)
-        before = {item.pid: item.cpu_seconds for item in usage(entry.pid)}
+) -> _Sent:
+    wanted = [name for _, names in parts for name in names]
+    before = {item.pid: item.cpu_seconds for item in usage(entry.pid)}
+    environment = NO_STALL if plan.nodelay else {}
+    senders = []
+    with ExitStack() as stack:
         started = time.monotonic_ns()
-        senders = []
         for number, (part, _) in enumerate(parts):
-            command, environment = send(entry, part, nodelay=plan.nodelay)
             log = directory / f"storescu-{number}.log"
+            command = sender(entry.host, entry.port, entry.ae_title, part)
             senders.append((stack.enter_context(spawned(command, log, **environment)), log))
-        all_there = arrivals.wait(stamped, time_limit(samples), progress)
+        all_there = arrivals.wait(wanted, limit, progress)
         processes = [
-            Usage(
-                pid=item.pid,
-                name=item.name,
-                cpu_seconds=round(item.cpu_seconds - before.get(item.pid, 0.0), 3),
-                peak_bytes=item.peak_bytes,
-            )
+            replace(item, cpu_seconds=round(item.cpu_seconds - before.get(item.pid, 0.0), 3))
             for item in usage(entry.pid)
         ]
-        failure = "" if all_there else f"{len(stamped.keys() - arrivals.times.keys())} objects never arrived"
-        failure = failure or _sender_failure(senders)
-    rates = [len(names) / (max(arrivals.times.get(n, 0) for n in names) - started) for _, names in parts]
-    identical = pixels = 0
-    for path in receiver.directory.iterdir():
-        sample = stamped.get(path.name.partition(".")[2])
-        if sample is not None:
-            whole, same_pixels = compare(sample, path)
-            identical += whole
-            pixels += same_pixels
-    if not failure and pixels != len(samples):
-        failure = f"pixels of {len(samples) - pixels} objects changed on the way"
-    last = max((arrivals.times.get(name, started) for name in stamped), default=started)
-    return Transfer(
-        plan=plan,
-        objects=len(samples),
-        bytes=sum(sample.file_bytes for sample in samples),
-        seconds=0.0 if failure else (last - started) / 1e9,
-        slowest_share=1.0 if failure else min(rates) / (sum(rates) / len(rates)),
-        identical=identical,
-        pixels_equal=pixels,
-        processes=processes,
-        failure=failure,
-    )
+        if all_there:
+            return _Sent(started_ns=started, processes=processes, failure=_sender_failure(senders))
+    missing = len(set(wanted) - arrivals.times.keys())
+    return _Sent(started_ns=started, processes=processes, failure=f"{missing} objects never arrived")
 
 
 def _sender_failure(senders: list[tuple[subprocess.Popen[bytes], Path]]) -> str:
@@ -202,3 +215,42 @@ def _sender_failure(senders: list[tuple[subprocess.Popen[bytes], Path]]) -> str:
         if code:
             return f"storescu ended with {code}: {tail(log, 500)}"
     return ""
+
+
+def _result(
+    plan: Plan,
+    stamped: dict[str, Sample],
+    parts: list[tuple[Path, list[str]]],
+    times: dict[str, int],
+    receiver: Station,
+    sent: _Sent,
+    ready_after: float,
+) -> Transfer:
+    identical = pixels = 0
+    for path in receiver.directory.iterdir():
+        sample = stamped.get(path.name.partition(".")[2])
+        if sample is not None:
+            whole, same_pixels = compare(sample, path)
+            identical += whole
+            pixels += same_pixels
+    failure = sent.failure
+    if not failure and pixels != len(stamped):
+        failure = f"pixels of {len(stamped) - pixels} objects changed on the way"
+    seconds, share = 0.0, 1.0
+    if not failure:
+        begun = sent.started_ns + round(ready_after * 1e9)
+        rates = [len(names) / max(max(times[name] for name in names) - begun, 1) for _, names in parts]
+        seconds = (max(times[name] for name in stamped) - begun) / 1e9
+        share = min(rates) / (sum(rates) / len(rates))
+    return Transfer(
+        plan=plan,
+        objects=len(stamped),
+        bytes=sum(sample.file_bytes for sample in stamped.values()),
+        seconds=seconds,
+        preparation_seconds=ready_after,
+        slowest_share=share,
+        identical=identical,
+        pixels_equal=pixels,
+        processes=sent.processes,
+        failure=failure,
+    )
