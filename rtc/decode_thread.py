@@ -12,7 +12,7 @@ import asyncio
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -23,6 +23,9 @@ from rtc.jitter import Picture, Silence, Sound
 
 MAX_PENDING = 12
 """Pictures, or packets of sound, that wait for a decoder. One that is later than this never catches up."""
+
+REFUSALS = frozenset({"size", "budget", "profile", "format"})
+"""Reasons that lie in what the stream is, not in damage to it."""
 
 MAX_IN_DECODER = 32
 """Pictures that a decoder may keep back to put them in order: H.264 allows 16."""
@@ -56,6 +59,8 @@ class Fault:
 
     reason: str
     detail: str
+    refused: bool = False
+    """The stream is not one that the lane carries; a new keyframe of the same kind would not help."""
 
 
 VideoOutcome = DecodedPicture | Fault
@@ -132,40 +137,42 @@ class VideoThread(_Thread[Picture, VideoOutcome]):
         self._admit = admit
         self._given: dict[int, Picture] = {}
         self._number = 0
+        self._refused: Fault | None = None
+        """Why the stream's present size or profile is not decoded, until it declares another."""
         super().__init__(f"decode {codec}", deliver)
 
     def work(self, item: Picture) -> list[VideoOutcome]:
         """Depayload and decode one picture."""
         try:
-            coded = self._payload.picture(item.payloads)
-            if coded is None:
-                return []
-            if coded.size is not None:
-                self._admit(coded.size)
-            self._number += 1
-            self._given[self._number] = item
-            if len(self._given) > MAX_IN_DECODER:
-                del self._given[next(iter(self._given))]
-            frames = self._decoder.decode(coded, self._number)
-            outcomes: list[VideoOutcome] = []
-            for frame in frames:
-                origin = self._given.pop(frame.pts if frame.pts is not None else self._number, item)
-                self._admit(Size(width=frame.width, height=frame.height))
-                bare = plain(frame)
-                planes = visible_planes(bare)
-                outcomes.append(
-                    DecodedPicture(
-                        bare.width,
-                        bare.height,
-                        planes,
-                        origin.timestamp,
-                        origin.arrival_ns,
-                        time.monotonic_ns(),
-                    )
-                )
+            return list(self._decode(item))
         except PeerError as error:
-            return [Fault(error.reason, str(error))]
-        return outcomes
+            fault = Fault(error.reason, str(error), error.reason in REFUSALS)
+            if fault.refused:
+                self._refused = fault
+            return [fault]
+
+    def _decode(self, item: Picture) -> Iterator[VideoOutcome]:
+        coded = self._payload.picture(item.payloads)
+        if coded is None:
+            return
+        if coded.size is not None:
+            self._admit(coded.size)
+            self._refused = None
+        if self._refused is not None:
+            yield self._refused
+            return
+        self._number += 1
+        self._given[self._number] = item
+        if len(self._given) > MAX_IN_DECODER:
+            del self._given[next(iter(self._given))]
+        for frame in self._decoder.decode(coded, self._number):
+            origin = self._given.pop(frame.pts if frame.pts is not None else self._number, item)
+            # Cropping is the decoder's business, so the size is known for sure only now.
+            self._admit(Size(width=frame.width, height=frame.height))
+            bare = plain(frame)
+            planes = visible_planes(bare)
+            now_ns = time.monotonic_ns()
+            yield DecodedPicture(bare.width, bare.height, planes, origin.timestamp, origin.arrival_ns, now_ns)
 
 
 class AudioThread(_Thread[Sound | Silence, AudioOutcome]):

@@ -9,6 +9,9 @@ with a limit, and waited for no longer than `hold_ns`, which follows the round t
 is given up, a keyframe is asked for, and pictures flow again from the next keyframe: at the latest, where the
 sender sends none, `CONCEAL_NS` later, when pictures are passed on although they refer to what was lost.
 
+Not every sender answers: FFmpeg's RTP sender hears neither NACKs nor keyframe requests. So both are sent, but
+waited for only as long as experience with this sender says that it is worth it.
+
 **Audio.** A packet in order is released at once. A gap is waited for `AUDIO_HOLD_NS`, then named, so that it
 can be concealed; a gap never leaves a delay behind.
 
@@ -17,6 +20,7 @@ Sans-I/O: the clock is whatever the caller passes. Sequence numbers are 64 bits 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -61,6 +65,14 @@ CONCEAL_NS = 600 * MS
 
 START_NS = 3_000 * MS
 """The same for a stream that has not had a keyframe yet: it may use gradual refresh and never send one."""
+
+TRUST_GAIN = 0.25
+TRUST_LOSS = 0.85
+"""How an answered and an unanswered request move the trust in a sender (0 to 1, half is enough): five in vain
+end it, three answers win it, and a sender whose answers are late keeps it."""
+
+MAX_REMEMBERED = 512
+"""Given-up packets that are remembered, to notice answers that come too late."""
 
 AUDIO_HOLD_NS = 40 * MS
 """Two packets of sound: what reordering needs, below what lip sync and a conversation notice."""
@@ -171,11 +183,12 @@ class _Missing:
 
 @dataclass(slots=True, kw_only=True)
 class VideoJitter:
-    """One video stream. `feedback`: whether the sender can be asked (NACK, keyframes)."""
+    """One video stream."""
 
     starts: Callable[[bytes], bool]
     is_keyframe: Callable[[Sequence[bytes]], bool]
-    feedback: bool = True
+    trusting: bool = True
+    """Whether answers to requests are expected before there is any experience with the sender."""
     rtt_ns: int | None = None
     """Set by the owner as it is measured."""
     tally: Tally = field(default_factory=Tally)
@@ -192,11 +205,20 @@ class VideoJitter:
     """Since when a keyframe is awaited."""
     _requested_ns: int | None = None
     _had_keyframe: bool = False
+    _trust: float = field(init=False)
+    """In answers to NACKs."""
+    _keyframes_come: bool = field(init=False)
+    """Whether the last keyframe request was answered in time."""
+    _given_up: deque[int] = field(default_factory=lambda: deque(maxlen=MAX_REMEMBERED))
+
+    def __post_init__(self) -> None:
+        self._trust = float(self.trusting)
+        self._keyframes_come = self.trusting
 
     @property
     def hold_ns(self) -> int:
         """How long a gap is waited for."""
-        if not self.feedback:
+        if self._trust < 0.5:
             return REORDER_HOLD_NS
         rtt = DEFAULT_RTT_NS if self.rtt_ns is None else self.rtt_ns
         return min(max(4 * rtt, MIN_HOLD_NS), MAX_HOLD_NS)
@@ -212,10 +234,9 @@ class VideoJitter:
         times = []
         if self._missing:
             times.append(next(iter(self._missing.values())).since_ns + self.hold_ns)
-            if self.feedback:
-                retries = [item.next_ns for item in self._missing.values() if item.tries < NACK_TRIES]
-                times += [min(retries)] if retries else []
-        if self._broken_ns is not None and self.feedback:
+            retries = [item.next_ns for item in self._missing.values() if item.tries < NACK_TRIES]
+            times += [min(retries)] if retries else []
+        if self._broken_ns is not None:
             times.append((self._requested_ns or self._broken_ns) + self._repeat_ns)
         return min(times, default=None)
 
@@ -236,6 +257,8 @@ class VideoJitter:
             self._restart(wide, now_ns)
         elif wide < self._next:
             self.tally.late += 1
+            if wide in self._given_up:
+                self._answered()
             return []
         elif wide in self._packets:
             self.tally.duplicate += 1
@@ -244,6 +267,7 @@ class VideoJitter:
             self._note_gap(before + 1, wide, now_ns)
         elif self._missing.pop(wide, None) is not None:
             self.tally.repaired += 1
+            self._answered()
         self._packets[wide] = packet
         output = self._release(now_ns)
         if packet.marker and self._missing:
@@ -266,6 +290,9 @@ class VideoJitter:
         """The decoder could not use a picture, or had to drop some: start again from a keyframe."""
         self._break(now_ns)
         return self._ask(now_ns)
+
+    def _answered(self) -> None:
+        self._trust += (1 - self._trust) * TRUST_GAIN
 
     def _restart(self, wide: int, now_ns: int) -> None:
         if self._had_keyframe:
@@ -325,6 +352,8 @@ class VideoJitter:
             return []
         keyframe = self.is_keyframe(payloads) and self.starts(payloads[0])
         if keyframe:
+            if self._broken_ns is not None and self._had_keyframe:
+                self._keyframes_come = now_ns - self._broken_ns < CONCEAL_NS
             self._had_keyframe = True
             self._broken_ns = self._requested_ns = None
         damaged = self._broken_ns is not None
@@ -339,7 +368,7 @@ class VideoJitter:
         assert self._broken_ns is not None
         if not self._had_keyframe:
             return now_ns - self._broken_ns >= START_NS
-        return not self.feedback or now_ns - self._broken_ns >= CONCEAL_NS
+        return not self._keyframes_come or now_ns - self._broken_ns >= CONCEAL_NS
 
     def _jump_to_keyframe(self, last: int, now_ns: int) -> list[VideoOutput]:
         """A keyframe that is whole behind a gap makes the gap worthless."""
@@ -358,7 +387,9 @@ class VideoJitter:
             del self._packets[wide]
         given_up = [wide for wide in self._missing if wide < end]
         for wide in given_up:
-            del self._missing[wide]
+            if self._missing.pop(wide).tries:
+                self._trust *= TRUST_LOSS
+                self._given_up.append(wide)
         self.tally.lost += len(given_up)
         self._next = self._cursor = end
 
@@ -387,8 +418,6 @@ class VideoJitter:
 
     def _ask(self, now_ns: int) -> list[VideoOutput]:
         """The requests that are due."""
-        if not self.feedback:
-            return []
         output: list[VideoOutput] = []
         interval = max(MIN_NACK_NS, (self.rtt_ns or DEFAULT_RTT_NS) * 5 // 4)
         due = [

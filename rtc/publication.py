@@ -1,0 +1,205 @@
+"""One stream on its way to side B: decoded pictures and sound become records in the mailbox.
+
+    DecodedPicture, DecodedSound ─▶ Publication ─▶ VideoFrame, AudioFrame, StreamStarted, StreamStopped
+
+`Stage` is where all publications of a source meet: the mailbox, the epochs, and the admission by number of
+streams and by pixels a second, so that one publisher more never takes from those that are there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from relay.errors import PeerError
+from relay.mailbox import Mailbox
+from relay.metrics import Metrics
+from relay.records import AudioFrame, Record, StopReason, StreamKind, StreamStarted, StreamStopped, VideoFrame
+from rtc.decode import OPUS_CHANNELS, OPUS_RATE, check_size
+from rtc.decode_thread import DecodedPicture, DecodedSound
+from rtc.depayload import Size
+
+ASSUMED_RATE = 30.0
+"""Pictures a second of a stream that was not measured yet."""
+
+RATE_WINDOW = 60
+"""Pictures over which the rate is measured."""
+
+AUDIO_BYTES = OPUS_RATE // 50 * 2 * OPUS_CHANNELS
+"""Bytes of 20 ms: longer packets of sound are cut into frames of this size."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Stage:
+    """All publications of one source."""
+
+    mailbox: Mailbox
+    metrics: Metrics
+    epoch: int
+    max_streams: int
+    max_pixels_per_second: int
+    publications: dict[str, Publication] = field(default_factory=dict)
+    entered: Counter[tuple[str, int, StreamKind]] = field(default_factory=Counter)
+    """Frames that entered the link, by stream, epoch and kind, of publications that are there."""
+    refused: Counter[str] = field(default_factory=Counter)
+
+    def open(self, name: str) -> Publication:
+        """Admit a stream.
+
+        Raises:
+            PeerError: ``busy`` where the name is taken, ``full`` where the source has no room.
+        """
+        if name in self.publications:
+            self.refused["busy"] += 1
+            raise PeerError("busy", f"stream {name!r} is being published already")
+        if len(self.publications) >= self.max_streams:
+            self.refused["full"] += 1
+            raise PeerError("full", f"{self.max_streams} streams are being published; that is the limit")
+        if self.pixels_per_second >= self.max_pixels_per_second:
+            self.refused["full"] += 1
+            raise PeerError("full", "the streams that are there use all of the decoding budget")
+        self.epoch = max(self.epoch + 1, int(time.time()))
+        publication = self.publications[name] = Publication(name=name, epoch=self.epoch, stage=self)
+        return publication
+
+    @property
+    def pixels_per_second(self) -> float:
+        """What is being decoded now."""
+        return sum(item.pixels_per_second for item in self.publications.values())
+
+    def has_room(self, name: str, size: Size) -> bool:
+        """Whether the budget has room for stream `name` at `size`."""
+        # A copy, since decoder threads ask while the loop opens and stops streams.
+        present = dict(self.publications)
+        others = sum(item.pixels_per_second for key, item in present.items() if key != name)
+        own = present[name].rate if name in present else ASSUMED_RATE
+        return others + size.width * size.height * own <= self.max_pixels_per_second
+
+    def note_taken(self, records: Iterable[Record]) -> None:
+        """These records enter the link now."""
+        for record in records:
+            if isinstance(record, VideoFrame):
+                self.entered[record.stream, record.epoch, StreamKind.VIDEO] += 1
+            elif isinstance(record, AudioFrame):
+                self.entered[record.stream, record.epoch, StreamKind.AUDIO] += 1
+
+
+@dataclass(slots=True, kw_only=True)
+class Publication:
+    """One stream of one publisher. Its epoch is its own; it stops once."""
+
+    name: str
+    epoch: int
+    stage: Stage
+    pictures: int = 0
+    sounds: int = 0
+    size: Size | None = None
+    declared_rate_milli: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+    stopped: bool = False
+    _started: set[StreamKind] = field(default_factory=set)
+    _times: deque[int] = field(default_factory=lambda: deque(maxlen=RATE_WINDOW))
+
+    def __repr__(self) -> str:
+        state = "stopped" if self.stopped else f"{self.pictures} pictures, {self.sounds} sounds"
+        return f"<Publication {self.name} epoch={self.epoch} {state}>"
+
+    @property
+    def live(self) -> bool:
+        """Whether anything was published yet."""
+        return bool(self._started) and not self.stopped
+
+    @property
+    def rate(self) -> float:
+        """Pictures a second, measured over the last ones; what is assumed before."""
+        if len(self._times) < RATE_WINDOW // 4:
+            return self.declared_rate_milli / 1000 or ASSUMED_RATE
+        span = self._times[-1] - self._times[0]
+        return (len(self._times) - 1) * 1e9 / max(span, 1)
+
+    @property
+    def pixels_per_second(self) -> float:
+        """What this stream costs its decoder; 0 before its size is known."""
+        return 0.0 if self.size is None else self.size.width * self.size.height * self.rate
+
+    def admit(self, size: Size) -> None:
+        """Refuse a size that the lane does not carry or has no room for. Called on the decoder's thread.
+
+        Raises:
+            PeerError: ``size`` or ``budget``.
+        """
+        check_size(size)
+        if size != self.size and not self.stage.has_room(self.name, size):
+            text = f"{size.width}x{size.height} is more than the decoding budget has left"
+            raise PeerError("budget", text)
+
+    def _start(self, kind: StreamKind) -> None:
+        if kind not in self._started:
+            self._started.add(kind)
+            rate = self.declared_rate_milli if kind is StreamKind.VIDEO else 0
+            self.stage.mailbox.put(
+                StreamStarted(stream=self.name, kind=kind, epoch=self.epoch, frame_rate_milli=rate)
+            )
+
+    def picture(self, decoded: DecodedPicture, media_ns: int) -> None:
+        """Hand on a picture; `media_ns` as in `relay.records.VideoFrame`."""
+        if self.stopped:
+            return
+        self._start(StreamKind.VIDEO)
+        self.size = Size(width=decoded.width, height=decoded.height)
+        self._times.append(decoded.arrival_ns)
+        self.stage.mailbox.put(
+            VideoFrame(
+                stream=self.name,
+                epoch=self.epoch,
+                seq=self.pictures,
+                captured_ns=decoded.arrival_ns,
+                decoded_ns=decoded.decoded_ns,
+                media_ns=media_ns,
+                width=decoded.width,
+                height=decoded.height,
+                planes=decoded.planes,
+            )
+        )
+        self.pictures += 1
+        self.stage.metrics.latency("receive", self.name).record_ns(decoded.decoded_ns - decoded.arrival_ns)
+
+    def sound(self, decoded: DecodedSound, media_ns: int) -> None:
+        """Hand on sound, in frames of 20 ms at most; `media_ns` is that of its first sample."""
+        if self.stopped:
+            return
+        self._start(StreamKind.AUDIO)
+        for at in range(0, len(decoded.samples), AUDIO_BYTES):
+            self.stage.mailbox.put(
+                AudioFrame(
+                    stream=self.name,
+                    epoch=self.epoch,
+                    seq=self.sounds,
+                    captured_ns=decoded.arrival_ns,
+                    decoded_ns=decoded.decoded_ns,
+                    media_ns=media_ns + at * 20_000_000 // AUDIO_BYTES,
+                    rate=OPUS_RATE,
+                    channels=OPUS_CHANNELS,
+                    samples=decoded.samples[at : at + AUDIO_BYTES],
+                )
+            )
+            self.sounds += 1
+
+    def fault(self, reason: str) -> None:
+        """Count a picture or packet that could not be used."""
+        self.faults[reason] += 1
+        self.stage.metrics.count("media_faults", "Media that could not be decoded", reason=reason)
+
+    def stop(self, reason: StopReason) -> None:
+        """End the stream: B is told how many frames entered the link, so that it can count its own."""
+        if self.stopped:
+            return
+        self.stopped = True
+        del self.stage.publications[self.name]
+        for kind in sorted(self._started):
+            frames = self.stage.entered.pop((self.name, self.epoch, kind), 0)
+            self.stage.mailbox.put(
+                StreamStopped(stream=self.name, kind=kind, epoch=self.epoch, reason=reason, frames=frames)
+            )
