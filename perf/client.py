@@ -1,8 +1,8 @@
-"""A storage SCU on one blocking socket: the smallest thing that can time a relay without being timed itself.
+"""A storage SCU on one blocking socket: small enough to time a relay without being timed itself.
 
-It speaks just enough of the upper layer (PS3.8 §9.3) and of DIMSE (PS3.7 §9.3) to open an association, verify,
-store and release, and trusts its peer to answer in order. It is independent of pynetdicom and of medferry, so
-neither's habits show in the figures. Not for use with peers that are not under test.
+It speaks just enough of the upper layer (PS3.8 §9.3) and of DIMSE (PS3.7 §9.3) to open an association,
+verify, store and release, and trusts its peer to answer in order. It is independent of pynetdicom and of
+medferry, so neither's habits show in the figures. Not for use with peers that are not under test.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ class Client:
             raise NotUnderstood(f"C-ECHO status {status:#06x}")
         return time.monotonic_ns() - started
 
-    def store(self, sop_class: str, sop_instance: str, data: bytes | memoryview) -> int:
+    def store(self, sop_class: str, sop_instance: str, data: bytes | bytearray | memoryview) -> int:
         """C-STORE of a whole data set; the response's status. Command and data leave in one stream."""
         context = self._context(sop_class)
         command = _command(
@@ -210,7 +210,7 @@ class Client:
             head = b""
         return self._status()
 
-    def _gather(self, head: bytes, piece: bytes | memoryview) -> None:
+    def _gather(self, head: bytes, piece: bytes | bytearray | memoryview) -> None:
         sent = self.socket.sendmsg([head, piece])
         if sent < len(head):
             self.socket.sendall(head[sent:])

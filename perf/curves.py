@@ -67,6 +67,7 @@ def by_size(ways: Sequence[str], sizes: Sequence[int], directory: Path, progress
         for size in sizes:
             progress(f"object size {size:,} B, {way}")
             object_ = _image_of(size)
+            contexts = [(object_.sop_class, [EXPLICIT_LE])]
             count = min(max(SIZE_BUDGET_BYTES // len(object_.data), 3), MAX_OBJECTS)
             with (
                 opened(way, directory) as (entry, receiver),
@@ -140,7 +141,7 @@ def by_contexts(
 
 
 def by_waiting(depths: Sequence[int], directory: Path, progress: Progress) -> list[Point]:
-    """medferry with so many objects waiting for a destination that is down: rates in, then out when it is up."""
+    """medferry with so many objects waiting for a destination that is down: rates in, then out."""
     return [_at_depth(depth, directory / f"depth-{depth}", progress) for depth in depths]
 
 

@@ -4,9 +4,9 @@
     python -m perf.dicom --quick         # the same shapes, small: shows that it works, not how fast it is
     python -m perf.dicom --sets ct --peers direct,medferry --parts transfers --repeat 5
 
-Parts: ``transfers`` (the three sets), ``latency``, ``echo``, ``idle``, ``curves``. Repeats are interleaved, so
-that a slow minute of the machine hits every way alike; medians and ratios are reported. Exit code 0: all
-targets that were measured hold; 1: one was missed, or a transfer failed; 2: wrong usage.
+Parts: ``transfers`` (the three sets), ``latency``, ``echo``, ``idle``, ``curves``. Repeats are interleaved,
+so that a slow minute of the machine hits every way alike; medians and ratios are reported. Exit code 0: all
+targets that were measured hold; 1: one was missed, or medferry or the direct way failed; 2: wrong usage.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
 )
@@ -49,6 +51,9 @@ STALLING = ("orthanc", "orthanc-nodelay", "pynetdicom")
 """Ways that need tens of milliseconds an object: they are sent the first `STALLING_OBJECTS` of a set."""
 
 STALLING_OBJECTS = 200
+
+LOG_COLUMNS = 120
+"""Width of the tables where the output is no terminal."""
 
 FAILURES = (*WayFailed, NotUnderstood, TimeoutError, ConnectionError)
 """What a way under test may do wrong. It is recorded and the benchmark goes on."""
@@ -98,10 +103,10 @@ class Bench:
     progress: Progress
     results: report.Results = field(default_factory=dict)
 
-    def step(self, text: str, count: int) -> tuple[int, Callable[..., None]]:
-        """Begin a task on the progress bar; its id and a function that sets how much of it is done."""
+    def step(self, text: str, count: int) -> tuple[TaskID, Callable[[int], None]]:
+        """Begin a task on the progress bar; its id, and a function that says how much of it is done."""
         task = self.progress.add_task(text, total=count)
-        return task, lambda done, *rest: self.progress.update(task, completed=done)
+        return task, lambda done: self.progress.update(task, completed=done)
 
     def transfers(self) -> None:
         """Every set by every way; repeats outermost, ways innermost."""
@@ -144,15 +149,16 @@ class Bench:
         task, advance = self.step(part, len(self.options.peers))
         for number, way in enumerate(self.options.peers):
             self.progress.update(task, description=f"{part}, {way}")
-            found[way] = self.attempt(lambda way=way: measure(way, self.directory), {})
+            found[way] = self.attempt(part, way, partial(measure, way, self.directory), {})
             advance(number + 1)
 
-    def attempt(self, measure: Callable[[], Any], otherwise: Any) -> Any:
+    def attempt(self, part: str, way: str, measure: Callable[[], Any], otherwise: Any) -> Any:
         """What `measure` returns; where a way fails, a line in ``failures`` and `otherwise`."""
         try:
             return measure()
         except FAILURES as error:
-            self.results.setdefault("failures", []).append(f"{type(error).__name__}: {error}")
+            failure = {"part": part, "way": way, "what": f"{type(error).__name__}: {error}"}
+            self.results.setdefault("failures", []).append(failure)
             return otherwise
         finally:
             shutil.rmtree(self.directory, ignore_errors=True)
@@ -179,7 +185,7 @@ class Bench:
             def say(text: str) -> None:
                 self.progress.update(task, description=text)
 
-            found[name] = self.attempt(lambda measure=measure, say=say: measure(say), [])
+            found[name] = self.attempt(f"curve of {name}", "medferry", partial(measure, say), [])
             advance(number + 1)
 
     def all(self) -> None:
@@ -268,7 +274,7 @@ def _prepare(chosen: argparse.Namespace, progress: Progress) -> dict[str, list[S
     samples = {}
     for name in names:
         task = progress.add_task(f"making {name}", total=specs[name].count)
-        samples[name] = load(specs[name], chosen.work / "samples", lambda task=task: progress.advance(task))
+        samples[name] = load(specs[name], chosen.work / "samples", partial(progress.advance, task))
         progress.remove_task(task)
     return samples
 
@@ -281,7 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; the exit code."""
     chosen = options(arguments)
     signal.signal(signal.SIGTERM, _terminated)
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=LOG_COLUMNS)
     started = time.monotonic()
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
@@ -310,10 +316,15 @@ def _conclude(results: report.Results, chosen: argparse.Namespace, console: Cons
     path.write_text(json.dumps(results, indent=1))
     console.print(report.rates_table(results))
     console.print(report.table(found, "Targets"))
-    failed = [item["failure"] for item in results.get("transfers", []) if item["failure"]]
-    failed += results.get("failures", [])
-    for failure in failed:
-        console.print(f"failed: {failure}", style="red", markup=False)
+    failures = [
+        {"part": "transfer", "way": item["plan"]["way"], "what": item["failure"]}
+        for item in results.get("transfers", [])
+        if item["failure"]
+    ]
+    failures += results.get("failures", [])
+    for failure in failures:
+        console.print("failed: {part}, {way}: {what}".format(**failure), style="red", markup=False)
+    failed = [failure for failure in failures if failure["way"] not in STALLING]
     if chosen.plot:
         report.plot(results, chosen.plot)
     console.print(f"{path}" + (f", {chosen.plot}" if chosen.plot else ""))

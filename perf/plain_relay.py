@@ -1,4 +1,4 @@
-"""A store-and-forward relay as pynetdicom's users write it, to compare with: ``plain_relay.py PORT HOST PORT AE``.
+"""A relay as pynetdicom's users write it, to compare with: ``plain_relay.py PORT HOST PORT AE``.
 
 One storage SCP whose handler sends each instance on over one association that is kept open. Nothing is
 crippled: PDUs are as large as the others' and logging is off. Nothing is queued either: the sender hears what
@@ -11,8 +11,8 @@ import sys
 import threading
 
 from pynetdicom import AE, _config, evt
+from pynetdicom.association import Association
 from pynetdicom.presentation import AllStoragePresentationContexts, StoragePresentationContexts
-from pynetdicom.sop_class import Verification
 
 MAX_PDU = 131072
 
@@ -28,7 +28,7 @@ class Forwarder:
         self._ae = AE("RELAY")
         self._ae.maximum_pdu_size = MAX_PDU
         self._ae.requested_contexts = StoragePresentationContexts
-        self._association = None
+        self._association: Association | None = None
         self._lock = threading.Lock()
 
     def store(self, event: evt.Event) -> int:
@@ -36,12 +36,14 @@ class Forwarder:
         dataset = event.dataset
         dataset.file_meta = event.file_meta
         with self._lock:
-            if self._association is None or not self._association.is_established:
+            association = self._association
+            if association is None or not association.is_established:
                 host, port, ae_title = self._to
-                self._association = self._ae.associate(host, port, ae_title=ae_title, max_pdu=MAX_PDU)
-            if not self._association.is_established:
+                association = self._ae.associate(host, port, ae_title=ae_title, max_pdu=MAX_PDU)
+                self._association = association
+            if not association.is_established:
                 return UNABLE_TO_PROCESS
-            status = self._association.send_c_store(dataset)
+            status = association.send_c_store(dataset)
         return int(status.Status) if status else UNABLE_TO_PROCESS
 
 
@@ -52,7 +54,7 @@ def main(port: str, to_host: str, to_port: str, to_ae_title: str) -> None:
     ae.maximum_pdu_size = MAX_PDU
     ae.maximum_associations = 100
     ae.supported_contexts = AllStoragePresentationContexts
-    ae.add_supported_context(Verification)
+    ae.add_supported_context("1.2.840.10008.1.1")  # Verification
     forwarder = Forwarder(to_host, int(to_port), to_ae_title)
     ae.start_server(("127.0.0.1", int(port)), evt_handlers=[(evt.EVT_C_STORE, forwarder.store)])
 

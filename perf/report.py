@@ -204,7 +204,7 @@ DICOM_TARGETS: tuple[Target, ...] = (
     ),
     Target(name="memory of the largest process", read=_memory, target=250, goal=120, unit="MB", at_most=True),
 )
-"""The targets of DICOM speed. "No measurable CPU" is read as half a percent of a core, its goal as a tenth."""
+"""The targets of DICOM speed. "No measurable CPU" is read as half a percent of a core; the goal, a tenth."""
 
 
 def rows(results: Results, targets: Sequence[Target] = DICOM_TARGETS) -> list[Row]:
@@ -333,10 +333,10 @@ def _bars(axes: Any, results: Results) -> None:
     axes.axhline(1.0, color=COLOURS["direct"], linewidth=1, linestyle="--")
     axes.text(0.995, 1.0, "direct", transform=axes.get_yaxis_transform(), ha="right", va="bottom", fontsize=8)
     axes.set_yscale("log")
-    axes.set_ylim(top=3)
+    axes.set_ylim(top=8)
     axes.set_xticks(range(len(sets)), sets)
     axes.set_title("Rate as a share of no relay at all (one association)", loc="left", fontsize=11)
-    axes.legend(fontsize=8, frameon=False, loc="lower right")
+    axes.legend(fontsize=8, frameon=False, loc="upper left", ncols=4)
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -378,7 +378,7 @@ def _curve(axes: Any, name: str, points: Sequence[dict[str, Any]]) -> None:
     if name == "size":
         axes.set_yscale("log")
     else:
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, axes.get_ylim()[1] * 1.1)
     if name in ("associations", "contexts"):
         ticks = sorted({point["x"] for point in points})
         axes.set_xticks(ticks, map(str, ticks))

@@ -30,7 +30,7 @@ SEED = 20_261_124
 
 UID_ROOT = "2.25."
 UID_DIGITS = 39
-"""Of the decimal 128-bit number behind 2.25 (PS3.5 §B.2): a fixed length, so that stamping never moves a byte."""
+"""Of the decimal 128-bit number behind 2.25 (PS3.5 §B.2): a fixed length, so stamping never moves a byte."""
 
 HEADER_BYTES = 8192
 """Both copies of the SOP Instance UID are well within so many first bytes of a file."""

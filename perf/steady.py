@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from perf.arrivals import Arrivals
-from perf.client import CT_IMAGE_STORAGE, EXPLICIT_LE, IMPLICIT_LE, VERIFICATION, Client
+from perf.client import CT_IMAGE_STORAGE, EXPLICIT_LE, IMPLICIT_LE, VERIFICATION, Client, NotUnderstood
 from perf.processes import cpu_seconds, tree
 from perf.samples import FULL, image, new_uid_block
 from perf.ways import opened
@@ -52,8 +52,10 @@ def latency(
         for number in range(count + 2):
             name = object_.renew(block + number)
             started = time.monotonic_ns()
-            client.store(object_.sop_class, name, object_.data)
+            status = client.store(object_.sop_class, name, object_.data)
             answered = time.monotonic_ns()
+            if status:
+                raise NotUnderstood(f"C-STORE status {status:#06x}")
             if not arrivals.wait([name], ARRIVAL_SECONDS):
                 raise TimeoutError(f"{way}: an object was not delivered within {ARRIVAL_SECONDS:.0f} s")
             custody.append(max(arrivals.times[name] - answered, 0))
@@ -73,7 +75,7 @@ def echo(way: str, directory: Path, count: int) -> Figures:
 
 
 def idle(way: str, directory: Path, seconds: float) -> Figures:
-    """CPU of the way's processes with 64 associations open that say nothing, and with none, over `seconds`."""
+    """CPU of the way's processes over `seconds` with no association, and with 64 that say nothing."""
     with opened(way, directory) as (entry, _), ExitStack() as stack:
         without = _cpu_over(entry.pid, seconds)
         for _ in range(IDLE_ASSOCIATIONS):

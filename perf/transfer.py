@@ -1,9 +1,9 @@
 """One timed transfer: storescu to the receiver by one way, with one or several associations at once.
 
-The clock starts when the senders are started and stops when the last object is a closed file in the
-receiver's directory. What the senders need before their first byte (loading, scanning the directory) is
-measured against a port where nobody listens, and taken off. Every object is then compared, byte by byte, with what was sent: a benchmark that loses
-or changes one has failed, however fast it was.
+The clock starts when the first sender opens its socket (loading and scanning the directory come before, and
+are no part of a transfer) and stops when the last object is a closed file in the receiver's directory. Every
+object is then compared, byte by byte, with what was sent: a benchmark that loses or changes one has failed,
+however fast it was.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,14 +24,16 @@ from perf.processes import Usage, usage
 from perf.samples import HEADER_BYTES, Sample, dataset_start, new_uid_block, stamp, uid
 from perf.ways import Entry, opened
 from tests.interop.dicom_peers import NO_STALL, Station, program, spawned, tail
-from tests.peers import free_port
 
 COMPARE_BYTES = 1 << 20
 
 WARM_UP_SECONDS = 30.0
 
+LOOK_SECONDS = 0.0005
+"""Between two looks at whether a sender has connected: the error of the clock's start."""
+
 STALL_SECONDS = 0.15
-"""A sender that stalls needs 44 ms an object, and a receiver that stalls as much again; with room for noise."""
+"""A sender that stalls needs 44 ms an object, a receiver that stalls as much again; with room for noise."""
 
 SLOWEST_BYTES_PER_SECOND = 10e6
 
@@ -49,7 +51,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transfer:
-    """What one transfer was. Rates are of the whole, from the sender's first byte to the last object stored."""
+    """What one transfer was. Rates are of the whole, from the first connection to the last object stored."""
 
     plan: Plan
     objects: int
@@ -57,7 +59,7 @@ class Transfer:
     seconds: float
     """0.0 where the transfer failed."""
     preparation_seconds: float = 0.0
-    """What the senders needed before their first byte; not in `seconds`."""
+    """What the first sender needed until it connected; not in `seconds`."""
     slowest_share: float = 1.0
     """Rate of the slowest association over the mean of all."""
     identical: int = 0
@@ -98,7 +100,7 @@ def _equal_from(one: BinaryIO, one_at: int, other: BinaryIO, other_at: int) -> b
 
 
 def warm_up(entry: Entry, arrivals: Arrivals, sample: Sample) -> None:
-    """Send one small object first, so that no way pays for its imports and first association in the figure."""
+    """Send one small object first, so that no way's figure holds its imports and first association."""
     name = uid(new_uid_block())
     data = bytearray(Path(sample.path).read_bytes()[sample.dataset_at :])
     at = sample.uid_at - sample.dataset_at
@@ -129,15 +131,25 @@ def sender(host: str, port: int, ae_title: str, part: Path) -> list[str]:
     return [program("storescu"), *options, host, str(port), str(part)]
 
 
-def preparation(parts: list[tuple[Path, list[str]]], log: Path) -> float:
-    """Seconds that as many senders need until they connect: they are sent to where nobody listens."""
-    port = free_port()
-    started = time.monotonic()
-    with ExitStack() as stack:
-        commands = [sender("127.0.0.1", port, "NOBODY", part) for part, _ in parts]
-        for process in [stack.enter_context(spawned(command, log)) for command in commands]:
-            process.wait(WARM_UP_SECONDS)
-        return time.monotonic() - started
+def connection(processes: Sequence[subprocess.Popen[bytes]]) -> int:
+    """Wait until one of `processes` holds a socket, or all have ended; that moment in monotonic ns.
+
+    Their other descriptors are files. The look costs some 20 µs and happens before there is anything to time.
+    """
+    while any(process.poll() is None for process in processes):
+        if any(map(_has_socket, processes)):
+            break
+        time.sleep(LOOK_SECONDS)
+    return time.monotonic_ns()
+
+
+def _has_socket(process: subprocess.Popen[bytes]) -> bool:
+    directory = f"/proc/{process.pid}/fd"
+    try:
+        links = [os.readlink(f"{directory}/{name}") for name in os.listdir(directory)]
+    except FileNotFoundError:  # the process, or one of its descriptors, went while we looked
+        return False
+    return any(link.startswith("socket:") for link in links)
 
 
 def run(
@@ -165,9 +177,8 @@ def run(
             Arrivals(receiver.directory) as arrivals,
         ):
             warm_up(entry, arrivals, small)
-            ready_after = preparation(parts, directory / "preparation.log")
             sent = _send(plan, entry, parts, arrivals, time_limit(samples), directory, progress)
-            return _result(plan, stamped, parts, arrivals.times, receiver, sent, ready_after)
+            return _result(plan, stamped, parts, arrivals.times, receiver, sent)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
@@ -175,6 +186,7 @@ def run(
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Sent:
     started_ns: int
+    connected_ns: int
     processes: list[Usage]
     failure: str
 
@@ -198,15 +210,17 @@ def _send(
             log = directory / f"storescu-{number}.log"
             command = sender(entry.host, entry.port, entry.ae_title, part)
             senders.append((stack.enter_context(spawned(command, log, **environment)), log))
+        connected = connection([process for process, _ in senders])
         all_there = arrivals.wait(wanted, limit, progress)
         processes = [
             replace(item, cpu_seconds=round(item.cpu_seconds - before.get(item.pid, 0.0), 3))
             for item in usage(entry.pid)
         ]
         if all_there:
-            return _Sent(started_ns=started, processes=processes, failure=_sender_failure(senders))
-    missing = len(set(wanted) - arrivals.times.keys())
-    return _Sent(started_ns=started, processes=processes, failure=f"{missing} objects never arrived")
+            failure = _sender_failure(senders)
+        else:
+            failure = f"{len(set(wanted) - arrivals.times.keys())} objects never arrived"
+    return _Sent(started_ns=started, connected_ns=connected, processes=processes, failure=failure)
 
 
 def _sender_failure(senders: list[tuple[subprocess.Popen[bytes], Path]]) -> str:
@@ -224,7 +238,6 @@ def _result(
     times: dict[str, int],
     receiver: Station,
     sent: _Sent,
-    ready_after: float,
 ) -> Transfer:
     identical = pixels = 0
     for path in receiver.directory.iterdir():
@@ -238,7 +251,7 @@ def _result(
         failure = f"pixels of {len(stamped) - pixels} objects changed on the way"
     seconds, share = 0.0, 1.0
     if not failure:
-        begun = sent.started_ns + round(ready_after * 1e9)
+        begun = sent.connected_ns
         rates = [len(names) / max(max(times[name] for name in names) - begun, 1) for _, names in parts]
         seconds = (max(times[name] for name in stamped) - begun) / 1e9
         share = min(rates) / (sum(rates) / len(rates))
@@ -247,7 +260,7 @@ def _result(
         objects=len(stamped),
         bytes=sum(sample.file_bytes for sample in stamped.values()),
         seconds=seconds,
-        preparation_seconds=ready_after,
+        preparation_seconds=(sent.connected_ns - sent.started_ns) / 1e9,
         slowest_share=share,
         identical=identical,
         pixels_equal=pixels,

@@ -4,7 +4,7 @@
         ...
         relay.status()["lanes"]
 
-`running` waits for the line that begins with "ready", and at the end sends SIGTERM and insists on exit code 0.
+`running` waits for the line that begins with "ready"; at the end it sends SIGTERM and insists on exit code 0.
 """
 
 from __future__ import annotations

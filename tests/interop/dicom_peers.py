@@ -37,7 +37,7 @@ CONNECT_PAUSE_SECONDS = 0.02
 """Between two attempts to connect, spent waiting for the process to end."""
 
 NO_STALL = {"TCP_NODELAY": "1"}
-"""Environment that makes DCMTK turn Nagle's algorithm off. Without it every response waits 40 ms for an ACK."""
+"""Environment that makes DCMTK turn Nagle's algorithm off. Without it responses wait 40 ms for an ACK."""
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
