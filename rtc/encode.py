@@ -125,7 +125,9 @@ class Canvas:
         self.frame = av.VideoFrame(self.width, self.height, "yuv420p")
         self.frame.time_base = Fraction(1, TICKS)
         self._planes = [
-            np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
+            np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[
+                : plane.height, : plane.width
+            ]
             for plane in self.frame.planes
         ]
 

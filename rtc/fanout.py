@@ -1,0 +1,364 @@
+"""Encode once, send to many: streams of side B, their encoders, and who subscribes to them.
+
+    Arrival ─▶ Hub.deliver ─▶ Stream ─┬▶ EncodeThread (a profile) ─▶ subscribers' picture()
+                                      └▶ SoundThread (a bitrate)  ─▶ subscribers' sound()
+
+An encoder exists while somebody subscribes to its profile, and one serves all of them: a viewer more costs
+SRTP and sending, nothing else. Everything here runs on the loop; only the threads know codecs.
+
+Never here: sockets, RTP, SDP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from relay.link import Arrival
+from relay.metrics import Metrics
+from relay.records import AudioFrame, StreamKind, StreamStarted, StreamStopped, VideoFrame
+from relay.worker import Status
+from rtc.encode import VideoProfile
+from rtc.encode_thread import CodedPicture, EncodeThread
+from rtc.feedback import agree
+from rtc.sound_thread import CodedSound, SoundThread
+from rtc.timeline import Timeline
+
+FREEZE_NS = 500_000_000
+"""Without a new picture for so long a live stream counts as frozen."""
+
+VOTE_SECONDS = 0.25
+"""Between two looks at the subscribers' votes."""
+
+RATE_DEADBAND = 0.05
+"""Changes of the bitrate below this share are not worth telling the encoder."""
+
+BUDGET_SECONDS = 0.5
+"""How much of the pixel budget may be spent at once: streams that start together are no overload."""
+
+
+class Subscriber(Protocol):
+    """Someone whom encoded pictures and sound of one stream are sent to. Calls come on the loop."""
+
+    def picture(self, picture: CodedPicture) -> None:
+        """A picture of the profile subscribed to."""
+
+    def sound(self, sound: CodedSound) -> None:
+        """A sound packet."""
+
+    def vote(self, now_ns: int) -> int | None:
+        """Bits per second that its path can take; None: no opinion."""
+
+
+@dataclass(slots=True)
+class Branch:
+    """One profile in use: its encoder and its subscribers."""
+
+    thread: EncodeThread
+    subscribers: list[Subscriber] = field(default_factory=list)
+
+    def publish(self, picture: CodedPicture) -> None:
+        """Hand a picture to all."""
+        for subscriber in tuple(self.subscribers):
+            subscriber.picture(picture)
+
+    def follow_votes(self, now_ns: int) -> None:
+        """Tell the encoder what its subscribers can take."""
+        votes = [vote for item in self.subscribers if (vote := item.vote(now_ns)) is not None]
+        target = agree(votes)
+        if target is not None and abs(target / self.thread.bitrate - 1) > RATE_DEADBAND:
+            self.thread.set_bitrate(target)
+
+
+@dataclass(slots=True)
+class SoundBranch:
+    """One Opus encoder and its subscribers."""
+
+    thread: SoundThread
+    subscribers: list[Subscriber] = field(default_factory=list)
+
+    def publish(self, sound: CodedSound) -> None:
+        """Hand a packet to all."""
+        for subscriber in tuple(self.subscribers):
+            subscriber.sound(sound)
+
+
+@dataclass(slots=True)
+class Stream:
+    """One stream as side B knows it. It outlives its publisher while someone watches."""
+
+    name: str
+    timeline: Timeline = field(default_factory=Timeline)
+    kinds: set[StreamKind] = field(default_factory=set)
+    rate: float = 0.0
+    width: int = 0
+    height: int = 0
+    pictures: int = 0
+    sounds: int = 0
+    over_budget: int = 0
+    last_picture_ns: int = 0
+    fps: float = 0.0
+    branches: dict[VideoProfile, Branch] = field(default_factory=dict)
+    sound_branches: dict[int, SoundBranch] = field(default_factory=dict)
+
+    @property
+    def live(self) -> bool:
+        """Whether its publisher is there."""
+        return bool(self.kinds)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody publishes and nobody watches."""
+        return not self.kinds and not self.branches and not self.sound_branches
+
+    def frozen(self, now_ns: int) -> bool:
+        """Whether its picture stands still though it is live."""
+        return StreamKind.VIDEO in self.kinds and now_ns - self.last_picture_ns > FREEZE_NS
+
+    def saw_picture(self, frame: VideoFrame, now_ns: int) -> None:
+        """Count a picture."""
+        self.kinds.add(StreamKind.VIDEO)
+        if self.last_picture_ns and now_ns > self.last_picture_ns:
+            rate = 1e9 / (now_ns - self.last_picture_ns)
+            self.fps += (min(rate, 240.0) - self.fps) / 16
+        self.pictures += 1
+        self.width, self.height = frame.width, frame.height
+        self.last_picture_ns = now_ns
+
+
+@dataclass(slots=True)
+class PixelBudget:
+    """Encoded pixels a second that all streams share."""
+
+    per_second: int
+    _credit: float = 0.0
+    _counted_ns: int = 0
+
+    def spend(self, pixels: int, now_ns: int) -> bool:
+        """Whether a picture of so many pixels may be encoded now."""
+        earned = (now_ns - self._counted_ns) * self.per_second / 1e9
+        self._credit = min(self._credit + earned, self.per_second * BUDGET_SECONDS)
+        self._counted_ns = now_ns
+        if self._credit <= 0:
+            return False
+        self._credit -= pixels
+        return True
+
+
+class Hub:
+    """All streams of one sink."""
+
+    def __init__(self, metrics: Metrics, *, max_streams: int, max_pixels_per_second: int) -> None:
+        self.streams: dict[str, Stream] = {}
+        self.metrics = metrics
+        self.refused = 0
+        """Records of streams beyond the limit."""
+        self.appeared: Callable[[Stream], None] = lambda _: None
+        """Called when a stream has a publisher that had none."""
+        self._max_streams = max_streams
+        self._budget = PixelBudget(max_pixels_per_second)
+        self._closing: set[asyncio.Task[None]] = set()
+        self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def __repr__(self) -> str:
+        return f"<Hub streams={sorted(self.streams)}>"
+
+    def deliver(self, arrival: Arrival) -> None:
+        """Take one record off the link. Buffers in it are copied before this returns."""
+        record = arrival.record
+        match record:
+            case VideoFrame():
+                self._video(arrival, record)
+            case AudioFrame():
+                self._audio(record)
+            case StreamStarted():
+                if (stream := self._stream(record.stream, record.kind)) is not None:
+                    stream.rate = record.frame_rate_milli / 1000 or stream.rate
+            case StreamStopped(stream=name, kind=kind) if name in self.streams:
+                self.streams[name].kinds.discard(kind)
+                self._forget_idle()
+            case _:
+                pass
+
+    def _stream(self, name: str, kind: StreamKind) -> Stream | None:
+        stream = self.streams.get(name)
+        if stream is None:
+            self._forget_idle()
+            if len(self.streams) >= self._max_streams:
+                self.refused += 1
+                return None
+            stream = self.streams[name] = Stream(name)
+        new = not stream.live
+        stream.kinds.add(kind)
+        if new:
+            self.appeared(stream)
+        return stream
+
+    def _forget_idle(self) -> None:
+        for name in [name for name, stream in self.streams.items() if stream.idle]:
+            del self.streams[name]
+
+    def _video(self, arrival: Arrival, frame: VideoFrame) -> None:
+        stream = self._stream(frame.stream, StreamKind.VIDEO)
+        if stream is None:
+            return
+        now_ns = time.monotonic_ns()
+        stream.saw_picture(frame, now_ns)
+        latency = self.metrics.latency
+        latency("receive", stream.name).record_ns(frame.decoded_ns - frame.captured_ns)
+        latency("handover", stream.name).record_ns(arrival.entered_ns - frame.decoded_ns)
+        latency("link", stream.name).record_ns(arrival.left_ns - arrival.entered_ns)
+        timeline_ns = stream.timeline.at(frame.epoch, frame.media_ns, frame.captured_ns)
+        for branch in stream.branches.values():
+            if self._budget.spend(frame.width * frame.height, now_ns):
+                branch.thread.offer(arrival, frame, timeline_ns)
+            else:
+                stream.over_budget += 1
+
+    def _audio(self, frame: AudioFrame) -> None:
+        stream = self._stream(frame.stream, StreamKind.AUDIO)
+        if stream is None:
+            return
+        stream.sounds += 1
+        timeline_ns = stream.timeline.at(frame.epoch, frame.media_ns, frame.captured_ns)
+        if stream.sound_branches:
+            own = dataclasses.replace(frame, samples=bytes(frame.samples))
+            for branch in stream.sound_branches.values():
+                branch.thread.offer(own, timeline_ns)
+
+    def subscribe(self, stream: Stream, profile: VideoProfile, subscriber: Subscriber) -> EncodeThread:
+        """Send `subscriber` the stream's pictures; the first is a keyframe, made at once."""
+        branch = stream.branches.get(profile)
+        if branch is None:
+            thread = EncodeThread(
+                stream.name,
+                profile,
+                stream.rate,
+                lambda picture: self._publish(stream, profile, picture),
+                self._failed,
+            )
+            branch = stream.branches[profile] = Branch(thread)
+        branch.subscribers.append(subscriber)
+        branch.thread.request_keyframe()
+        return branch.thread
+
+    def _publish(self, stream: Stream, profile: VideoProfile, picture: CodedPicture) -> None:
+        if picture.times is not None:
+            waited = picture.encoded_ns - picture.times.left_ns
+            self.metrics.latency("encode", stream.name).record_ns(waited)
+        if (branch := stream.branches.get(profile)) is not None:
+            branch.publish(picture)
+
+    def sent(self, stream: Stream, picture: CodedPicture, now_ns: int) -> None:
+        """A subscriber has sent the last byte of a picture."""
+        if picture.times is not None:
+            self.metrics.latency("send", stream.name).record_ns(now_ns - picture.encoded_ns)
+            self.metrics.latency("total", stream.name).record_ns(now_ns - picture.times.captured_ns)
+
+    def subscribe_sound(self, stream: Stream, bitrate: int, subscriber: Subscriber) -> None:
+        """Send `subscriber` the stream's sound."""
+        branch = stream.sound_branches.get(bitrate)
+        if branch is None:
+            thread = SoundThread(
+                stream.name, bitrate, lambda sound: self._publish_sound(stream, bitrate, sound), self._failed
+            )
+            branch = stream.sound_branches[bitrate] = SoundBranch(thread)
+        branch.subscribers.append(subscriber)
+
+    @staticmethod
+    def _publish_sound(stream: Stream, bitrate: int, sound: CodedSound) -> None:
+        if (branch := stream.sound_branches.get(bitrate)) is not None:
+            branch.publish(sound)
+
+    def unsubscribe(self, stream: Stream, subscriber: Subscriber) -> None:
+        """Send it nothing more. Encoders that serve nobody now are ended."""
+        idle: list[EncodeThread | SoundThread] = []
+        for profile, branch in list(stream.branches.items()):
+            if _without(branch.subscribers, subscriber):
+                idle.append(stream.branches.pop(profile).thread)
+        for bitrate, sound_branch in list(stream.sound_branches.items()):
+            if _without(sound_branch.subscribers, subscriber):
+                idle.append(stream.sound_branches.pop(bitrate).thread)
+        for thread in idle:
+            task = asyncio.get_running_loop().create_task(thread.close())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+        self._forget_idle()
+
+    def _failed(self, error: BaseException) -> None:
+        if not self._failure.done():
+            self._failure.set_exception(error)
+
+    async def watch(self) -> None:
+        """Follow the votes, until an encoder fails: then raise its error, which is ours.
+
+        Raises:
+            Exception: What ended an encoder's thread.
+        """
+        while True:
+            done, _ = await asyncio.wait({self._failure}, timeout=VOTE_SECONDS)
+            if done:
+                self._failure.result()
+            now_ns = time.monotonic_ns()
+            for stream in self.streams.values():
+                for branch in stream.branches.values():
+                    branch.follow_votes(now_ns)
+
+    async def close(self) -> None:
+        """End all encoders; returns when their threads have ended."""
+        for stream in self.streams.values():
+            threads: list[EncodeThread | SoundThread] = [item.thread for item in stream.branches.values()]
+            threads += [item.thread for item in stream.sound_branches.values()]
+            for thread in threads:
+                await thread.close()
+            stream.branches.clear()
+            stream.sound_branches.clear()
+        while self._closing:
+            await asyncio.wait(self._closing)
+        self._failure.cancel()
+
+    def figures(self) -> dict[str, Status]:
+        """Each stream's condition, by name."""
+        now_ns = time.monotonic_ns()
+        return {name: self._figures(stream, now_ns) for name, stream in sorted(self.streams.items())}
+
+    def _figures(self, stream: Stream, now_ns: int) -> Status:
+        threads = [branch.thread for branch in stream.branches.values()]
+        return {
+            "live": stream.live,
+            "frozen": stream.frozen(now_ns),
+            "video": StreamKind.VIDEO in stream.kinds,
+            "audio": StreamKind.AUDIO in stream.kinds,
+            "width": stream.width,
+            "height": stream.height,
+            "fps": round(stream.fps, 1) if not stream.frozen(now_ns) else 0.0,
+            "pictures": stream.pictures,
+            "sounds": stream.sounds,
+            "receivers": sum(len(branch.subscribers) for branch in stream.branches.values()),
+            "encoders": [
+                {
+                    "codec": thread.profile.codec,
+                    "bitrate": thread.bitrate,
+                    "encoded": thread.encoded,
+                    "keyframes": thread.keyframes,
+                    "keyframe_requests": thread.gate.requests,
+                    "replaced": thread.replaced,
+                    "faults": thread.faults,
+                }
+                for thread in threads
+            ],
+            "over_budget": stream.over_budget,
+            "sound_dropped": sum(branch.thread.dropped for branch in stream.sound_branches.values()),
+            "latency": self.metrics.latencies(stream.name),
+        }
+
+
+def _without(subscribers: list[Subscriber], subscriber: Subscriber) -> bool:
+    """Take `subscriber` out; whether nobody is left."""
+    if subscriber in subscribers:
+        subscribers.remove(subscriber)
+    return not subscribers

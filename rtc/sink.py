@@ -1,0 +1,91 @@
+"""Side B of a media lane: records off the link, encoded anew, sent as WebRTC and as plain RTP.
+
+Inlet ─▶ Hub ─▶ encoders ─┬▶ Whep ─▶ viewers
+                          └▶ RtpOut ─▶ a receiver's address
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiohttp import web
+
+from relay.link import Arrival
+from relay.worker import SinkSide, Status
+from rtc.fanout import Hub
+from rtc.rtp_out import RtpOut
+from rtc.settings import MediaLane
+from rtc.whep import Whep
+
+SDP_PATH = "/rtp.sdp"
+"""Where the viewers' listener serves the description of the plain RTP stream."""
+
+
+async def run(side: SinkSide) -> None:
+    """Serve until the side drains or the link ends.
+
+    Raises:
+        MedferryError: An address or a certificate cannot be used.
+    """
+    lane = side.lane
+    assert isinstance(lane, MediaLane)
+    settings = lane.sink
+    hub = Hub(
+        side.metrics,
+        max_streams=settings.max_streams,
+        max_pixels_per_second=settings.max_pixels_per_second,
+    )
+    rtp = RtpOut(settings.rtp, hub, side) if settings.rtp else None
+    whep = Whep(settings.whep, hub, side) if settings.whep else None
+    if rtp is not None:
+        hub.appeared = rtp.appeared
+
+    def status() -> Status:
+        figures: Status = {"streams": hub.figures(), "refused_records": hub.refused}
+        if whep is not None:
+            figures["viewers"] = whep.figures()
+        if rtp is not None:
+            figures["rtp"] = rtp.figures()
+        return figures
+
+    side.status = status
+    runner = await whep.start(_extra_routes(rtp)) if whep is not None else None
+    side.ready()
+    try:
+        await _serve(side, hub)
+    finally:
+        if whep is not None:
+            await whep.close()
+        if runner is not None:
+            await runner.cleanup()
+        if rtp is not None:
+            rtp.close()
+        await hub.close()
+
+
+async def _serve(side: SinkSide, hub: Hub) -> None:
+    """Until the side drains or A has ended for good; an encoder's failure ends the worker."""
+
+    def deliver(arrival: Arrival) -> None:
+        hub.deliver(arrival)
+
+    async with asyncio.TaskGroup() as tasks:
+        work = [
+            tasks.create_task(side.inlet.pump(deliver), name="link"),
+            tasks.create_task(side.draining.wait(), name="drain"),
+        ]
+        watch = tasks.create_task(hub.watch(), name="encoders")
+        await asyncio.wait([*work, watch], return_when=asyncio.FIRST_COMPLETED)
+        for task in (*work, watch):
+            task.cancel()
+
+
+def _extra_routes(rtp: RtpOut | None) -> list[web.RouteDef]:
+    """What is served beside WHEP."""
+    if rtp is None:
+        return []
+
+    async def sdp(_: web.Request) -> web.Response:
+        return web.Response(text=rtp.sdp, content_type="application/sdp", charset=None)
+
+    return [web.get(SDP_PATH, sdp)]
