@@ -20,10 +20,13 @@ import time
 from typing import TYPE_CHECKING, cast
 
 from dicom import dimse, negotiation, pdata
-from dicom.association import Aborted, Association, Event, Fragments, ReleaseRequested, Requested
+from dicom.associate import AssociateRequest
+from dicom.association import Association
 from dicom.dimse import Command, CommandField, Status
+from dicom.events import Aborted, Event, ReleaseRequested, Requested
 from dicom.messages import MessageError, MessageReader
-from dicom.negotiation import VERIFICATION, AcceptedContext, AssociateRequest
+from dicom.negotiation import VERIFICATION, AcceptedContext
+from dicom.pdu import Fragments
 from dicom.policy import plain_address
 from dicom.storage import Peer, Store, StoreFailed, StoreRequest
 
@@ -209,8 +212,8 @@ class Acceptor(asyncio.BufferedProtocol):
             address=self.address,
             calling_ae_title=request.calling_ae_title,
             called_ae_title=request.called_ae_title,
-            implementation_class=request.implementation_class,
-            implementation_version=request.implementation_version,
+            implementation_class=request.user.implementation_class,
+            implementation_version=request.user.implementation_version,
             number=server.accepted + 1,
         )
         if rejection is None:
@@ -227,7 +230,7 @@ class Acceptor(asyncio.BufferedProtocol):
             request, acceptable.abstract_syntax, acceptable.transfer_syntax, server.limits.max_pdu
         )
         self._peer = peer
-        self._max_length = pdata.effective_length(request.max_length)
+        self._max_length = pdata.effective_length(request.user.max_length)
         self._association.accept(pdu, agreement, _clock())
         server.established(self)
         log.info("%s accepted with %d of %d contexts", peer, len(agreement.contexts), len(request.contexts))

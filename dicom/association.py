@@ -1,4 +1,4 @@
-"""The DICOM upper layer as a value machine: bytes in, events out; commands in, bytes out (PS3.8 §9.2, §9.3).
+"""The DICOM upper layer as a value machine: bytes in, events out; commands in, bytes out (PS3.8 §9.2).
 
     receive(bytes, now)          ─▶ ┌─────────────┐ ─▶ next_event(): Requested, Fragments, Aborted, …
     accept() release() abort() … ─▶ │ Association │ ─▶ take_output(): PDUs to send
@@ -9,12 +9,10 @@ tables, so conformance to PS3.8 Table 9-10 stays pynetdicom's; only what an acti
 One difference is meant: where the standard sends an A-ABORT for every PDU that comes too late (AA-7), ours
 sends it once, since a peer that reads nothing and sends on would make us queue without bound.
 
-A PDU's length is judged when its header is there and in the state we are in, so a length of 4 GiB costs six
-bytes. Control PDUs and headers cut in two are kept (at most `MAX_ASSOCIATE_BYTES`); fragments of data never
-are: they leave as views of what `receive` was given, in batches. Time is injected: `deadline` says when
-`expired` is to be called, and a PDU that was begun must be complete in time, whatever state it belongs to.
+Time is injected: `deadline` says when `expired` is to be called. A PDU that was begun must be whole in time,
+whatever the state, so half a PDU never holds a place.
 
-Never here: sockets, clocks, what a message means.
+Never here: sockets, clocks, how PDUs are cut from a stream (pdu.py), what a message means.
 """
 
 from __future__ import annotations
@@ -22,77 +20,68 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
-from struct import Struct
-from typing import TypeAlias
 
 from pynetdicom.fsm import ACTIONS as STANDARD_ACTIONS
 from pynetdicom.fsm import TRANSITION_TABLE
 from pynetdicom.presentation import PresentationContext
 
-from dicom.negotiation import (
+from dicom.associate import (
     MAX_ASSOCIATE_BYTES,
     MIN_ASSOCIATE_BYTES,
-    Agreement,
     AssociateError,
-    AssociateRequest,
-    Rejection,
     decode_accept,
     decode_request,
-    unsupported,
 )
-from dicom.pdata import COMMAND, LAST, PDV_OVERHEAD
+from dicom.events import Aborted, Accepted, Event, Rejected, Released, ReleaseRequested, Requested
+from dicom.negotiation import Agreement, Rejection, agree, unsupported
+from dicom.pdata import PDV_OVERHEAD
+from dicom.pdu import (
+    RELEASE_RP,
+    RELEASE_RQ,
+    AbortReason,
+    Fragments,
+    Pdu,
+    PduError,
+    PduReader,
+    PduType,
+    Treatment,
+    abort_pdu,
+    reject_pdu,
+)
 
 PDU_SLACK = 12
 """Bytes by which a P-DATA-TF may exceed our maximum length: some senders do not count its own headers."""
 
-_HEADER = Struct(">BxL")
-_PDV = Struct(">LBB")
-_CONTROL = Struct(">BxLxBBB")
-_RELEASE = Struct(">BxL4x")
-
-RELEASE_RQ = _RELEASE.pack(5, 4)
-RELEASE_RP = _RELEASE.pack(6, 4)
-
-_P_DATA = 4
-_PDU_EVENTS = {1: "Evt6", 2: "Evt3", 3: "Evt4", 4: "Evt10", 5: "Evt12", 6: "Evt13", 7: "Evt16"}
+_PDU_EVENTS = {
+    PduType.ASSOCIATE_RQ: "Evt6",
+    PduType.ASSOCIATE_AC: "Evt3",
+    PduType.ASSOCIATE_RJ: "Evt4",
+    PduType.DATA: "Evt10",
+    PduType.RELEASE_RQ: "Evt12",
+    PduType.RELEASE_RP: "Evt13",
+    PduType.ABORT: "Evt16",
+}
 """PDU type to event of PS3.8 Table 9-10."""
 
 _LENGTHS: dict[int, tuple[int, int]] = {
-    1: (MIN_ASSOCIATE_BYTES, MAX_ASSOCIATE_BYTES),
-    2: (MIN_ASSOCIATE_BYTES, MAX_ASSOCIATE_BYTES),
-    3: (4, 4),
-    5: (4, 4),
-    6: (4, 4),
-    7: (4, 4),
+    PduType.ASSOCIATE_RQ: (MIN_ASSOCIATE_BYTES, MAX_ASSOCIATE_BYTES),
+    PduType.ASSOCIATE_AC: (MIN_ASSOCIATE_BYTES, MAX_ASSOCIATE_BYTES),
+    PduType.ASSOCIATE_RJ: (4, 4),
+    PduType.RELEASE_RQ: (4, 4),
+    PduType.RELEASE_RP: (4, 4),
+    PduType.ABORT: (4, 4),
 }
-"""Least and most bytes after the header, by PDU type. P-DATA-TF: see `Limits.max_pdu`."""
+"""Least and most bytes after the header. That of a P-DATA-TF is negotiated: `Limits.max_pdu`."""
 
-_READ_WHOLE = frozenset({"AE-3", "AE-4", "AE-6", "AA-2", "AA-3"})
-"""Actions that need the PDU's body. For all others the header says enough and the body is passed over."""
+_READ_WHOLE = frozenset({"AE-3", "AE-4", "AE-6", "AA-3"})
+"""Actions that need the PDU's body; of all others the header says enough."""
 
-
-class AbortReason(Enum):
-    """The reason of an A-ABORT from the provider (PS3.8 Table 9-26)."""
-
-    NOT_SPECIFIED = 0
-    UNRECOGNISED_PDU = 1
-    UNEXPECTED_PDU = 2
-    UNRECOGNISED_PARAMETER = 4
-    UNEXPECTED_PARAMETER = 5
-    INVALID_PARAMETER = 6
+_DATA_ACTIONS = frozenset({"DT-2", "AR-6"})
+"""Actions that give data to the user."""
 
 
 class LocalError(Exception):
     """We asked for what the state does not allow (PS3.8 Table 9-10 has no entry): our fault, not a peer's."""
-
-
-class _Fault(Exception):
-    """The peer sent what it may not. Never leaves this module."""
-
-    def __init__(self, reason: AbortReason, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,76 +102,6 @@ class Limits:
     """Without a PDU in either direction."""
 
 
-@dataclass(frozen=True, slots=True)
-class Requested:
-    """A-ASSOCIATE indication: answer with `accept` or `reject`."""
-
-    request: AssociateRequest
-
-
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """A-ASSOCIATE confirmation: the association is there."""
-
-    agreement: Agreement
-
-
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """A-ASSOCIATE confirmation: the peer refused (PS3.8 Table 9-21)."""
-
-    result: int
-    source: int
-    reason: int
-
-
-@dataclass(slots=True)
-class Fragments:
-    """P-DATA indication: consecutive fragments of one message.
-
-    `parts` are views of what `receive` was given and valid only until it is given more. `last` says that
-    the command, or the data set, is whole with them.
-    """
-
-    context_id: int
-    is_command: bool
-    last: bool
-    parts: list[memoryview]
-
-
-@dataclass(frozen=True, slots=True)
-class ReleaseRequested:
-    """A-RELEASE indication: answer with `release_response`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Released:
-    """A-RELEASE confirmation: the association ended in order."""
-
-
-@dataclass(frozen=True, slots=True)
-class Aborted:
-    """The association ended out of order: by the peer, by us, or because the connection was lost."""
-
-    by_peer: bool
-    source: int
-    reason: int
-    detail: str
-
-
-Event: TypeAlias = Requested | Accepted | Rejected | Fragments | ReleaseRequested | Released | Aborted
-
-
-def abort_pdu(source: int, reason: int) -> bytes:
-    """An A-ABORT (PS3.8 §9.3.8). `source` is 0 for the user, 2 for the provider."""
-    return _CONTROL.pack(7, 4, 0, source, reason)
-
-
-def reject_pdu(rejection: Rejection) -> bytes:
-    """An A-ASSOCIATE-RJ (PS3.8 §9.3.4)."""
-    return _CONTROL.pack(3, 4, *rejection.value)
-
-
 class Association:
     """One side of one association. Make it with `acceptor` or `requestor`."""
 
@@ -192,33 +111,20 @@ class Association:
         self.agreement: Agreement | None = None
         self._is_requestor = False
         self._proposal: list[PresentationContext] = []
-        self._request_pdu = b""
         self._events: deque[Event] = deque()
         self._output: list[bytes] = []
-        # What the current action is about.
+        self._reader = PduReader(self._judge)
+        # What the next action is about.
         self._body = b""
         self._pdu = b""
-        self._reason = AbortReason.NOT_SPECIFIED
         self._source = 0
+        self._reason = AbortReason.NOT_SPECIFIED
         self._detail = ""
-        # The reader: where we are in the stream.
-        self._view = memoryview(b"")
-        self._position = 0
-        self._carry = bytearray()
-        self._kind = 0
-        self._pdu_left = 0
-        self._skip = False
-        self._deaf = False
-        self._pdv_left = -1
-        self._context_id = 0
-        self._control = 0
-        self._parts: list[memoryview] = []
         # Time.
         self._now = now
         self._artim: float | None = None
         self._active = now
-        self._pdus = 0
-        self._pdus_seen = -1
+        self._pdus_seen = 0
         self._pdu_since: float | None = None
 
     @classmethod
@@ -236,7 +142,7 @@ class Association:
         self = cls(limits, now)
         self._is_requestor = True
         self._proposal = proposal
-        self._request_pdu = request_pdu
+        self._pdu = request_pdu
         self._step("Evt1")
         self._step("Evt2")
         return self
@@ -258,7 +164,7 @@ class Association:
     @property
     def unread(self) -> bool:
         """Whether bytes that were received are not used up."""
-        return self._position < len(self._view)
+        return self._reader.unread
 
     @property
     def over(self) -> bool:
@@ -273,157 +179,65 @@ class Association:
         Raises:
             LocalError: Bytes given before are not used up.
         """
-        if self.unread:
+        if self._reader.unread:
             raise LocalError("receive() before the last bytes were used up")
-        self._view = data
-        self._position = 0
+        self._reader.receive(data)
         self._now = self._active = now
 
     def hold(self) -> None:
         """Keep a copy of what is not used up, so that the buffer given to `receive` may be reused."""
-        self._view = memoryview(bytes(self._view[self._position :]))
-        self._position = 0
+        self._reader.hold()
 
     def next_event(self) -> Event | None:
-        """The next event, or None when more bytes are needed. Nothing a peer sends raises."""
+        """The next event, or None when more bytes are needed. Nothing that a peer sends raises."""
         while not self._events:
             try:
-                event = self._read()
-            except _Fault as fault:
-                self._deaf = True
-                self._parts = []
-                self._reason, self._detail = fault.reason, str(fault)
-                self._step("Evt19")
-                continue
-            if event is None:
-                self._mark_progress()
-            return event
+                found = self._reader.next()
+                if isinstance(found, Fragments):
+                    return found
+                if found is None:
+                    self._mark_progress()
+                    return None
+                self._take(found)
+            except PduError as error:
+                self._fault(error.reason, str(error))
+            except AssociateError as error:
+                self._fault(AbortReason.INVALID_PARAMETER, str(error))
         return self._events.popleft()
 
-    def _read(self) -> Event | None:
-        """Read on until there is an event; None when the bytes are used up."""
-        view = self._view
-        end = len(view)
-        while self._position < end:
-            if self._deaf:
-                self._position = end
-            elif self._pdu_left == 0:
-                # What was collected comes before whatever else the next PDU brings.
-                if self._parts and view[self._position] != _P_DATA and not self._carry:
-                    return self._collected(last=False)
-                self._begin_pdu()
-            elif self._skip:
-                step = min(self._pdu_left, end - self._position)
-                self._position += step
-                self._pdu_left -= step
-            elif self._kind != _P_DATA:
-                self._control_pdu()
-            elif self._pdv_left < 0:
-                if (event := self._begin_pdv()) is not None:
-                    return event
-            else:
-                step = min(self._pdv_left, end - self._position)
-                self._parts.append(view[self._position : self._position + step])
-                self._position += step
-                self._pdu_left -= step
-                self._pdv_left -= step
-                if self._pdv_left == 0 and (event := self._end_pdv()) is not None:
-                    return event
-            if self._events:
-                return self._events.popleft()
-        return self._collected(last=False) if self._parts else None
-
-    def _take(self, size: int) -> bytes | None:
-        """The next `size` bytes, across calls of `receive`; None while there are fewer."""
-        start = self._position
-        if not self._carry and len(self._view) - start >= size:
-            self._position = start + size
-            return bytes(self._view[start : start + size])
-        self._position = min(start + size - len(self._carry), len(self._view))
-        self._carry += self._view[start : self._position]
-        if len(self._carry) < size:
-            return None
-        taken = bytes(self._carry)
-        self._carry = bytearray()
-        return taken
-
-    def _begin_pdu(self) -> None:
-        header = self._take(_HEADER.size)
-        if header is None:
-            return
-        self._pdus += 1
-        kind, length = _HEADER.unpack(header)
+    def _judge(self, kind: int, length: int) -> Treatment:
+        """What becomes of a PDU, by state and limits; `PduReader` asks when it has read the header."""
         event = _PDU_EVENTS.get(kind)
         if event is None:
-            raise _Fault(AbortReason.UNRECOGNISED_PDU, f"a PDU of unknown type 0x{kind:02X}")
+            raise PduError(AbortReason.UNRECOGNISED_PDU, f"a PDU of unknown type 0x{kind:02X}")
         action = TRANSITION_TABLE.get((event, self.state))
-        self._kind, self._pdu_left, self._skip = kind, length, False
-        if kind == _P_DATA and action in ("DT-2", "AR-6"):
+        if kind == PduType.DATA:
+            if action not in _DATA_ACTIONS:
+                return Treatment.SKIP
             if not PDV_OVERHEAD <= length <= self.limits.max_pdu + PDU_SLACK:
-                raise _Fault(AbortReason.INVALID_PARAMETER, f"a P-DATA-TF of {length} bytes")
-            return
-        if kind != _P_DATA:
-            least, most = _LENGTHS[kind]
-            if not least <= length <= most:
-                raise _Fault(AbortReason.INVALID_PARAMETER, f"a PDU of type {kind} with {length} bytes")
-            if action in _READ_WHOLE or most == 4:
-                return
-        # Too early or too late: the state says what that means, and the body says nothing more.
-        self._skip = True
-        self._unexpected(kind)
-        self._step(event)
+                raise PduError(AbortReason.INVALID_PARAMETER, f"a P-DATA-TF of {length} bytes")
+            return Treatment.DATA
+        least, most = _LENGTHS[kind]
+        if not least <= length <= most:
+            raise PduError(AbortReason.INVALID_PARAMETER, f"a PDU of type {kind} with {length} bytes")
+        return Treatment.WHOLE if action in _READ_WHOLE else Treatment.SKIP
 
-    def _unexpected(self, kind: int) -> None:
+    def _take(self, pdu: Pdu) -> None:
+        self._body = pdu.body
         self._reason = AbortReason.UNEXPECTED_PDU
-        self._detail = f"a PDU of type {kind} came in {self.state}"
+        self._detail = f"a PDU of type {pdu.kind} came in {self.state}"
+        self._step(_PDU_EVENTS[pdu.kind])
 
-    def _control_pdu(self) -> None:
-        body = self._take(self._pdu_left)
-        if body is None:
-            return
-        self._pdu_left = 0
-        self._body = body
-        self._unexpected(self._kind)
-        self._step(_PDU_EVENTS[self._kind])
-
-    def _begin_pdv(self) -> Fragments | None:
-        """Read a PDV's header; the fragments before it, where they belong to something else."""
-        if self._pdu_left < PDV_OVERHEAD:
-            raise _Fault(AbortReason.INVALID_PARAMETER, "a PDV's header does not fit its PDU")
-        header = self._take(PDV_OVERHEAD)
-        if header is None:
-            return None
-        length, context_id, control = _PDV.unpack(header)
-        self._pdu_left -= PDV_OVERHEAD
-        if length < 2 or length - 2 > self._pdu_left:
-            raise _Fault(AbortReason.INVALID_PARAMETER, f"a PDV of {length} bytes in a PDU with less")
-        if self.agreement is None or context_id not in self.agreement.contexts:
-            raise _Fault(AbortReason.INVALID_PARAMETER, f"presentation context {context_id} is not accepted")
-        before = None
-        if self._parts and (context_id != self._context_id or (control ^ self._control) & COMMAND):
-            before = self._collected(last=False)
-        self._context_id, self._control, self._pdv_left = context_id, control, length - 2
-        if self._pdv_left == 0:
-            # An empty fragment may end the buffer: it must be seen without another byte.
-            after = self._end_pdv()
-            if before is None:
-                return after
-            if after is not None:
-                self._events.append(after)
-        return before
-
-    def _end_pdv(self) -> Fragments | None:
-        self._pdv_left = -1
-        return self._collected(last=True) if self._control & LAST else None
-
-    def _collected(self, *, last: bool) -> Fragments:
-        parts, self._parts = self._parts, []
-        return Fragments(self._context_id, bool(self._control & COMMAND), last, parts)
+    def _fault(self, reason: AbortReason, detail: str) -> None:
+        """The peer sent an invalid PDU: what follows it in the stream means nothing."""
+        self._reader.stop()
+        self._reason, self._detail = reason, detail
+        self._step("Evt19")
 
     def connection_lost(self, now: float) -> None:
         """The peer closed the connection, or it broke. `next_event` says what that ended."""
         self._now = now
-        self._deaf = True
+        self._reader.stop()
         if self.state != "Sta1":
             self._step("Evt17")
 
@@ -433,7 +247,11 @@ class Association:
         """Answer `Requested` with the A-ASSOCIATE-AC `pdu`, which says what `agreement` holds."""
         self._now, self._pdu = now, pdu
         self._step("Evt7")
+        self._agree(agreement)
+
+    def _agree(self, agreement: Agreement) -> None:
         self.agreement = agreement
+        self._reader.contexts = agreement.contexts
 
     def reject(self, rejection: Rejection, now: float) -> None:
         """Answer `Requested` with an A-ASSOCIATE-RJ."""
@@ -469,8 +287,7 @@ class Association:
     ) -> None:
         """Abort; `next_event` confirms it. `source` is 0 for the association's user, 2 for this layer."""
         self._now = now
-        self._deaf = True
-        self._parts = []
+        self._reader.stop()
         self._source, self._reason, self._detail = source, reason, detail
         if self.state in ("Sta1", "Sta2", "Sta13"):
             # No association that could be aborted (PS3.8 Table 9-10): only the connection is left to end.
@@ -488,11 +305,11 @@ class Association:
 
     def _mark_progress(self) -> None:
         """After the bytes are used up: note since when a PDU has been incomplete."""
-        if not (self._carry or self._pdu_left):
+        if not self._reader.within_pdu:
             self._pdu_since = None
-        elif self._pdu_since is None or self._pdus != self._pdus_seen:
+        elif self._pdu_since is None or self._reader.begun != self._pdus_seen:
             self._pdu_since = self._now
-        self._pdus_seen = self._pdus
+        self._pdus_seen = self._reader.begun
 
     def resumed(self, now: float) -> None:
         """We did not read for a while of our own accord: that time is not the peer's."""
@@ -517,7 +334,7 @@ class Association:
         if due is None or now < due:
             return
         self._now = now
-        self._deaf = True
+        self._reader.stop()
         if self.state in ("Sta2", "Sta13"):
             if self.state == "Sta2":
                 self._events.append(Aborted(False, 0, 0, "no whole A-ASSOCIATE-RQ came in time"))
@@ -551,25 +368,22 @@ class Association:
         self._output.append(pdu)
 
     def _end(self, event: Event) -> None:
-        self._artim = None
-        self._deaf = True
+        self._close()
         self._events.append(event)
 
     def _ae_1(self) -> int:
         return 0
 
     def _ae_2(self) -> int:
-        self._send(self._request_pdu)
+        self._send(self._pdu)
         self._start_timer(self.limits.request_seconds)
         return 0
 
     def _ae_3(self) -> int:
         self._artim = None
-        try:
-            self.agreement = decode_accept(self._body, self._proposal)
-        except AssociateError as error:
-            raise _Fault(AbortReason(error.code), str(error)) from None
-        self._events.append(Accepted(self.agreement))
+        agreement = agree(decode_accept(self._body), self._proposal)
+        self._agree(agreement)
+        self._events.append(Accepted(agreement))
         return 0
 
     def _ae_4(self) -> int:
@@ -581,10 +395,7 @@ class Association:
         return 0
 
     def _ae_6(self) -> int:
-        try:
-            request = decode_request(self._body)
-        except AssociateError as error:
-            raise _Fault(AbortReason(error.code), str(error)) from None
+        request = decode_request(self._body)
         self._artim = None
         rejection = unsupported(request)
         if rejection is None:
@@ -637,16 +448,16 @@ class Association:
 
     def _aa_1(self) -> int:
         # A fault before there is an association also comes here, and the standard has the user abort it.
-        reason = self._reason.value if self._source == 2 else 0
+        reason = self._reason if self._source == 2 else AbortReason.NOT_SPECIFIED
         self._send(abort_pdu(self._source, reason))
-        self._deaf = True
-        self._events.append(Aborted(False, self._source, reason, self._detail))
+        self._reader.stop()
+        self._events.append(Aborted(False, self._source, reason.value, self._detail))
         self._start_timer(self.limits.closing_seconds)
         return 0
 
     def _close(self) -> int:
         self._artim = None
-        self._deaf = True
+        self._reader.stop()
         return 0
 
     def _aa_3(self) -> int:
@@ -662,13 +473,13 @@ class Association:
         return 0
 
     def _aa_7(self) -> int:
-        self._send(abort_pdu(2, self._reason.value))
-        self._deaf = True
+        self._send(abort_pdu(2, self._reason))
+        self._reader.stop()
         return 0
 
     def _aa_8(self) -> int:
-        self._send(abort_pdu(2, self._reason.value))
-        self._deaf = True
+        self._send(abort_pdu(2, self._reason))
+        self._reader.stop()
         self._events.append(Aborted(False, 2, self._reason.value, self._detail))
         self._start_timer(self.limits.closing_seconds)
         return 0

@@ -12,8 +12,8 @@ Never here: I/O, what a command asks for.
 from __future__ import annotations
 
 from dicom import dimse
-from dicom.association import AbortReason, Fragments
 from dicom.dimse import Command, CommandError
+from dicom.pdu import AbortReason, Fragments
 from relay.errors import PeerError
 
 

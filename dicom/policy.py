@@ -9,7 +9,8 @@ import ipaddress
 from dataclasses import dataclass
 from typing import Protocol
 
-from dicom.negotiation import AssociateRequest, Rejection
+from dicom.associate import AssociateRequest
+from dicom.negotiation import Rejection
 
 ANY = "*"
 

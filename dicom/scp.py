@@ -20,8 +20,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from dicom.acceptor import Acceptor
+from dicom.associate import AssociateRequest
 from dicom.association import Limits
-from dicom.negotiation import AssociateRequest, Rejection
+from dicom.negotiation import Rejection
 from dicom.policy import Acceptable, AcceptRule, Doorkeeper, Policy
 from dicom.storage import Peer, Store, StoreFailed, StoreHandler, StoreRequest
 

@@ -22,19 +22,12 @@ import time
 from collections.abc import Sequence
 
 from dicom import dimse, negotiation, pdata
-from dicom.association import (
-    Aborted,
-    Accepted,
-    Association,
-    Fragments,
-    Limits,
-    Rejected,
-    Released,
-    ReleaseRequested,
-)
+from dicom.association import Association, Limits
 from dicom.dimse import Command, CommandField
+from dicom.events import Aborted, Accepted, Rejected, Released, ReleaseRequested
 from dicom.messages import MessageError, MessageReader
 from dicom.negotiation import VERIFICATION, Agreement
+from dicom.pdu import Fragments
 from relay.errors import PeerError
 from relay.records import Buffer
 
@@ -155,6 +148,7 @@ class Requestor:
         self._buffer = memoryview(bytearray(RECEIVE_BYTES))
         self._batch = memoryview(bytearray(0))
         self._answer: asyncio.Future[Command | None] | None = None
+        self._wake_writer = _nothing
         self._failure: PeerError | None = None
         self._message_id = 0
         self._closed = False
@@ -354,6 +348,7 @@ class Requestor:
                 ready.set_result(None)
 
         loop.add_writer(self._socket.fileno(), wake)
+        self._wake_writer = wake
         try:
             async with asyncio.timeout(self._progress_seconds):
                 await ready
@@ -361,6 +356,7 @@ class Requestor:
             message = f"{self._where} took no bytes for {self._progress_seconds:.0f} s"
             raise PeerError("timeout", message) from None
         finally:
+            self._wake_writer = _nothing
             if not self._closed:
                 loop.remove_writer(self._socket.fileno())
 
@@ -371,6 +367,7 @@ class Requestor:
             return
         except OSError as error:
             self._fail(PeerError("aborted", f"{self._where} closed the connection: {error.strerror}"))
+            self._close()
             return
         if count:
             # A responder with Nagle's algorithm waits for this acknowledgement before its next small write.
@@ -414,7 +411,7 @@ class Requestor:
             # Control PDUs of some bytes on a connection that is about to end: what is not taken is not owed.
             with contextlib.suppress(OSError):
                 self._socket.send(output)
-        if self._association.over:
+        if self._association.over or self._failure is not None:
             self._close()
 
     def _answered(self, message: Command | None) -> None:
@@ -428,7 +425,6 @@ class Requestor:
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(error)
             self._answer = None
-        self._close()
 
     def _close(self) -> None:
         if self._closed:
@@ -438,5 +434,9 @@ class Requestor:
         loop.remove_reader(self._socket.fileno())
         loop.remove_writer(self._socket.fileno())
         self._socket.close()
-        if self._failure is None:
-            self._failure = PeerError("closed", f"the association with {self._where} is over")
+        self._fail(PeerError("closed", f"the association with {self._where} is over"))
+        self._wake_writer()
+
+
+def _nothing() -> None:
+    """There is no writer to wake."""
