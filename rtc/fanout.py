@@ -41,6 +41,10 @@ BUDGET_SECONDS = 0.5
 """How much of the pixel budget may be spent at once: streams that start together are no overload."""
 
 
+MAX_PAST = 64
+"""Names of streams that were there and are gone, so that a viewer is told to come again."""
+
+
 class Subscriber(Protocol):
     """Someone whom encoded pictures and sound of one stream are sent to. Calls come on the loop."""
 
@@ -155,6 +159,8 @@ class Hub:
     def __init__(self, metrics: Metrics, *, max_streams: int, max_pixels_per_second: int) -> None:
         self.streams: dict[str, Stream] = {}
         self.metrics = metrics
+        self.past: dict[str, None] = {}
+        """Names of streams that are gone, the latest last."""
         self.refused = 0
         """Records of streams beyond the limit."""
         self.appeared: Callable[[Stream], None] = lambda _: None
@@ -201,6 +207,10 @@ class Hub:
     def _forget_idle(self) -> None:
         for name in [name for name, stream in self.streams.items() if stream.idle]:
             del self.streams[name]
+            self.past.pop(name, None)
+            self.past[name] = None
+        for name in list(self.past)[: max(0, len(self.past) - MAX_PAST)]:
+            del self.past[name]
 
     def _video(self, arrival: Arrival, frame: VideoFrame) -> None:
         stream = self._stream(frame.stream, StreamKind.VIDEO)

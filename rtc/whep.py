@@ -225,7 +225,7 @@ class Whep:
         stream = self._hub.streams.get(name)
         if stream is not None and stream.live:
             return stream
-        if stream is not None or name in self._known:
+        if stream is not None or name in self._known or name in self._hub.past:
             self._count("away")
             raise web.HTTPConflict(
                 text="the stream is not live now\n", headers={"Retry-After": RETRY_SECONDS}
