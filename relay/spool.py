@@ -138,7 +138,10 @@ class Spool:
         return f"<Spool {self._room!r} {feeds}{f' failed: {error}' if error else ''}>"
 
     async def _start(self, resumable: bool) -> None:
+        figures: Recorded | None = None
+
         def open_index() -> Index:
+            nonlocal figures
             with ExitStack() as undo:
                 index, rebuilt = open_or_rebuild(self._directory.index_path)
                 undo.callback(index.close)
@@ -148,11 +151,15 @@ class Spool:
                 self._parts.resumable = recovery.parts
                 self._seq = index.last_seq()
                 figures = Recorded([], index.totals(), 0, 0)
-                self._bridge.post(lambda: self.recorded(figures))
                 undo.pop_all()
             return index
 
         await self._bridge.start(open_index)
+        assert figures is not None
+        self.recorded(figures)
+        for name, feed in self._feeds.items():
+            if not figures.totals.counts.get((name, DeliveryState.WAITING)):
+                feed.caught_up()
         try:
             self._reader = connect(self._directory.index_path, create=False)
         except sqlite3.Error as error:
@@ -226,6 +233,9 @@ class Spool:
             raise ValueError(f"the header has {part.data_offset} bytes, not {facts.data_offset}")
         if not part.size:
             raise SpoolError(f"object {part.id} has no data set")
+        if self.has(part.id):
+            raise SpoolError(f"object {part.id} is in custody already")
+        part.stamp(time.time_ns())
         entry = self._make_entry(part.id, part.sha256, part.size, facts)
         fd = self._parts.take(part)
         return entry, Intake(entry, fd, self._directory.object_name(part.id, entry.sha256), None)
@@ -354,11 +364,11 @@ class Spool:
 
     def done(self, entry: Entry, destination: str, status: Status = 0) -> None:
         """Record a delivery; written with the next group, some milliseconds later."""
-        self._settle(entry, Mark(entry.seq, destination, DeliveryState.DONE, status))
+        self._settle(entry, Mark(entry.seq, destination, DeliveryState.DONE, status, time.time()))
 
     def park(self, entry: Entry, destination: str, status: Status) -> None:
         """Record that delivery is refused for good; an operator may send it again."""
-        self._settle(entry, Mark(entry.seq, destination, DeliveryState.PARKED, status))
+        self._settle(entry, Mark(entry.seq, destination, DeliveryState.PARKED, status, time.time()))
 
     def _settle(self, entry: Entry, mark: Mark) -> None:
         self.feed(mark.destination).settle(entry.seq)
@@ -367,7 +377,7 @@ class Spool:
 
     def tried(self, entry: Entry, destination: str, status: Status) -> Entry:
         """Record a failed attempt on an object that stays held; the entry with one attempt more."""
-        self._bridge.put(Mark(entry.seq, destination, DeliveryState.WAITING, status))
+        self._bridge.put(Mark(entry.seq, destination, DeliveryState.WAITING, status, time.time()))
         return replace(entry, attempts=entry.attempts + 1)
 
     def _read_page(self, feed: Feed, after: int, generation: int) -> None:

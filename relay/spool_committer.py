@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from relay.errors import SpoolError
-from relay.spool_files import Directory, discard, spool_error
+from relay.spool_files import Directory, discard, spool_error, start_writeback
 from relay.spool_index import Admitted, Index, Row, Totals
 from relay.spool_types import Entry, SpoolLimits
 
@@ -39,6 +39,9 @@ MAX_UNRECORDED = 65_536
 
 RETRY_SECONDS = 0.25
 """Between two attempts to write rows to a full disk."""
+
+LOCK_SECONDS = 0.05
+"""How long rows wait for another process's transaction at once, while objects may wait for an fsync."""
 
 POLL_SECONDS = 1.0
 """Between two looks at what other processes changed, and at the free disk."""
@@ -164,6 +167,8 @@ class Committer:
 
     def _serve(self, index: Index) -> None:
         self._seen = index.foreign_changes()
+        index.wait_for_others(LOCK_SECONDS)
+        self._free_disk = self._directory.free_bytes()
         while not self._stopping or self._rows or self._jobs:
             intakes = self._collect()
             if intakes:
@@ -225,6 +230,9 @@ class Committer:
 
     def _sync(self, intakes: list[Intake]) -> None:
         """Make a group of files durable. A file that fails gets its error; the others go on."""
+        if len(intakes) > 1:
+            for intake in intakes:
+                start_writeback(intake.fd, 0, 0)
         for intake in intakes:
             try:
                 os.fsync(intake.fd)
@@ -285,8 +293,8 @@ class Committer:
         self._free_disk = self._directory.free_bytes()
         changes = index.foreign_changes()
         if changes != self._seen:
-            self._seen = changes
             index.park_unserved()
+            self._seen = changes
             self._news(Changed())
         self._report(index, [])
 

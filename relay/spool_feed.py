@@ -116,6 +116,10 @@ class Feed:
         if self._loading:
             self._settled.add(seq)
 
+    def caught_up(self) -> None:
+        """Nothing waits in the index that was not offered: for a spool just opened."""
+        self._behind = False
+
     def rewind(self) -> None:
         """Read the index anew: somebody set objects back to waiting."""
         self._generation += 1

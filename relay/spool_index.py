@@ -32,12 +32,13 @@ _SETTLE = (
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What became of one attempt to deliver: `state` WAITING is an attempt that failed."""
+    """What became of one attempt to deliver, and when: `state` WAITING is an attempt that failed."""
 
     seq: int
     destination: str
     state: DeliveryState
     status: Status
+    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +136,10 @@ class Index:
                 )
         return int(self._one("SELECT value FROM meta WHERE key = 'boot'")[0])
 
+    def wait_for_others(self, seconds: float) -> None:
+        """Wait at most so long for a transaction of another process, from now on."""
+        self._database.execute(f"PRAGMA busy_timeout = {round(seconds * 1000)}")
+
     def close(self) -> None:
         """Close the database; the last connection folds the log into it."""
         self._database.close()
@@ -209,7 +214,7 @@ class Index:
         if mark.state is DeliveryState.DONE:
             self._turn += 1
             turn = self._turn
-        return (mark.state, mark.status, time.time(), turn, mark.seq, self._numbers[mark.destination])
+        return (mark.state, mark.status, mark.at, turn, mark.seq, self._numbers[mark.destination])
 
     def _quarantine(self, row: Refused) -> list[str]:
         old = self._database.execute("SELECT name FROM quarantine WHERE id = ?", (row.id,)).fetchall()
@@ -249,7 +254,7 @@ class Index:
         They become tombstones, of which the newest `max_tombstones` stay.
         """
         gone = self._database.execute(
-            "SELECT seq, id, sha256 FROM objects WHERE undelivered = 0 AND settled_at < ? "
+            "SELECT seq, id, sha256 FROM objects WHERE undelivered = 0 AND settled_at <= ? "
             "ORDER BY settled_at LIMIT ?",
             (settled_before, limit),
         ).fetchall()

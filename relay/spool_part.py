@@ -13,11 +13,14 @@ from contextlib import contextmanager
 
 from relay.errors import SpoolError
 from relay.records import Buffer
-from relay.spool_files import spool_error
+from relay.spool_files import spool_error, start_writeback
 from relay.spool_room import Room
 
 MAX_GATHER = 1024
 """Buffers that one pwritev takes: Linux's IOV_MAX."""
+
+WRITEBACK_BYTES = 8 << 20
+"""Bytes after which the disk is set to work, so that the fsync of a long object finds little left to do."""
 
 REHASH_BYTES = 1 << 20
 """Read at once while the bytes of an earlier process are hashed anew."""
@@ -26,7 +29,7 @@ REHASH_BYTES = 1 << 20
 class Part:
     """A file in ``parts/``. `size` is bytes of data set so far. Made by `Spool.begin` and `Spool.reopen`."""
 
-    __slots__ = ("_fd", "_hash", "_leave", "_reserved", "_room", "data_offset", "id", "size")
+    __slots__ = ("_fd", "_hash", "_leave", "_reserved", "_room", "_written_back", "data_offset", "id", "size")
 
     def __init__(
         self, *, id: str, fd: int, data_offset: int, declared: int, room: Room, leave: Callable[[Part], None]
@@ -39,6 +42,7 @@ class Part:
         self._room = room
         self._reserved = data_offset + declared
         self._leave = leave
+        self._written_back = 0
 
     def __repr__(self) -> str:
         return f"<Part {self.id} {self.size} bytes{'' if self._fd >= 0 else ' closed'}>"
@@ -68,6 +72,9 @@ class Part:
         for view in views:
             self._hash.update(view)
         self.size += length
+        if end + length - self._written_back >= WRITEBACK_BYTES:
+            start_writeback(fd, self._written_back, end + length - self._written_back)
+            self._written_back = end + length
 
     @property
     def sha256(self) -> str:
@@ -103,6 +110,13 @@ class Part:
         if self._fd < 0:
             raise SpoolError(f"object {self.id} is not being written any more")
         return self._fd
+
+    def stamp(self, wall_ns: int) -> None:
+        """Note when the object was whole, finer than the file system does, for its order in a recovery."""
+        try:
+            os.utime(self.fileno(), ns=(wall_ns, wall_ns))
+        except OSError as error:
+            raise spool_error(error, f"finishing object {self.id}") from error
 
     def release(self) -> int:
         """Give the descriptor to the spool, and the room back; the part is closed from here on."""

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from relay.errors import MedferryError, SpoolError
 from relay.spool_files import Directory, discard, is_part_name
 from relay.spool_index import Admitted, Index, Refused, Row, make_entry, open_index
-from relay.spool_types import MAX_HEADER_BYTES, Describe, Entry, Facts, Recovered
+from relay.spool_types import MAX_HEADER_BYTES, Describe, Facts, Recovered
 
 READ_BYTES = 1 << 20
 """Read at once while a file is hashed."""
@@ -86,6 +86,7 @@ class Recovery:
         self._describe = describe
         self._resumable = resumable
         self._rows: list[Row] = []
+        self._adopted: set[str] = set()
         self._seq = index.last_seq()
         self._torn = 0
         self._parts_removed = 0
@@ -134,7 +135,7 @@ class Recovery:
             self._set_aside(name, uuid.uuid4().hex, "stray", "this file has no name of ours")
             return False
         id, sha256 = parsed
-        if self._index.file_of(id) or any(type(row) is Entry and row.id == id for row in self._rows):
+        if self._index.file_of(id) or id in self._adopted:
             self._set_aside(name, uuid.uuid4().hex, "stray", "a second file of the same object")
             return False
         try:
@@ -145,6 +146,7 @@ class Recovery:
         if judged.sha256 != sha256:
             self._set_aside(name, id, "torn", "the data set is not the one that the file's name tells of")
             return False
+        self._adopted.add(id)
         self._seq += 1
         self._add(make_entry(self._seq, id, sha256, judged.size, judged.facts, stored_at))
         return True
@@ -210,3 +212,4 @@ class Recovery:
             for name in self._index.record(self._rows):
                 discard(name, self._directory.quarantine)
             self._rows.clear()
+            self._adopted.clear()

@@ -62,6 +62,8 @@ class Releases:
             raise SpoolError("an object of this id is in custody already")
         folder = self._directory.quarantine
         judged = await asyncio.to_thread(judge, name, folder, self._describe)
+        if self._door.has(id):
+            raise SpoolError("an object of this id came into custody meanwhile")
         fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
         self._door.let_in(id, name, folder, fd, judged)
         self._bridge.put(Admitted(id))
