@@ -72,9 +72,7 @@ def by_size(ways: Sequence[str], sizes: Sequence[int], directory: Path, progress
             with (
                 opened(way, directory) as (entry, receiver),
                 Arrivals(receiver.directory) as arrivals,
-                Client(
-                    (entry.host, entry.port), entry.ae_title, [(object_.sop_class, [EXPLICIT_LE])]
-                ) as client,
+                Client((entry.host, entry.port), entry.ae_title, contexts) as client,
             ):
                 block = new_uid_block()
                 _arrived(arrivals, _send(client, object_, block, 1))

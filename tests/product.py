@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,8 +70,12 @@ class Product:
         """Where the source of the DICOM lane listens."""
         return split_address(self.lane(lane)["source"]["listen"])
 
-    def command(self, *arguments: str, expect: int = 0) -> str:
-        """Run ``medferry ARGUMENTS`` beside the running relay; its standard output."""
+    def command(self, *arguments: str, expect: Collection[int] = (0,)) -> str:
+        """Run ``medferry ARGUMENTS`` beside the running relay; its standard output.
+
+        Raises:
+            ProductFailed: The exit code is none of `expect`.
+        """
         done = subprocess.run(
             [*MEDFERRY, *arguments],
             cwd=self.directory,
@@ -81,14 +85,21 @@ class Product:
             timeout=COMMAND_SECONDS,
             check=False,
         )
-        if done.returncode != expect:
+        if done.returncode not in expect:
             raise ProductFailed(f"medferry {' '.join(arguments)}: exit {done.returncode}: {done.stderr}")
         return done.stdout
 
     def status(self) -> dict[str, Any]:
-        """``medferry status --json``."""
-        answer: dict[str, Any] = json.loads(self.command("status", "--state", str(self.state), "--json"))
+        """``medferry status --json``. Exit code 3, which it has while something is not well, is allowed."""
+        text = self.command("status", "--state", str(self.state), "--json", expect=(0, 3))
+        answer: dict[str, Any] = json.loads(text)
         return answer
+
+    def quarantine(self) -> list[dict[str, Any]]:
+        """``medferry quarantine ls --json``: what was refused."""
+        text = self.command("quarantine", "ls", "--state", str(self.state), "--json", "--limit", "1000")
+        items: list[dict[str, Any]] = json.loads(text)
+        return items
 
     def _read(self) -> None:
         assert self.process.stdout is not None

@@ -3,6 +3,7 @@
     with storescp(directory) as pacs:            # DCMTK's receiver
         with orthanc(directory, forward_to=pacs) as router:   # Orthanc, auto-forwarding
             with plain_relay(directory, forward_to=pacs) as relay:   # a relay as pynetdicom's users write it
+    with archive() as store:                     # pynetdicom's SCP in this process: every syntax, exact bytes
 
 All listen on loopback, on ports free at that moment, and keep what they write below the directory they are
 given. "Listening" is proven by a connection. Nothing is stopped but what was started here.
@@ -11,6 +12,7 @@ given. "Listening" is proven by a connection. Nothing is stopped but what was st
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -18,12 +20,17 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, evt
+from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.presentation import AllStoragePresentationContexts
 
 from tests.peers import PACKAGES, SYSTEM_PATH, free_port
 
@@ -254,3 +261,65 @@ def plain_relay(directory: Path, *, forward_to: Station) -> Iterator[Station]:
     with spawned(command, log) as process:
         wait_listening(process, "127.0.0.1", port, log)
         yield Station(host="127.0.0.1", port=port, ae_title="RELAY", directory=directory, pid=process.pid)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Received:
+    """One object as it came over the wire."""
+
+    sop_class: str
+    sop_instance: str
+    transfer_syntax: str
+    data: bytes
+
+
+@dataclass(slots=True, kw_only=True)
+class Archive:
+    """What pynetdicom's storage SCP received, in order of arrival."""
+
+    host: str
+    port: int
+    ae_title: str = "ARCHIVE"
+    received: list[Received] = field(default_factory=list)
+    _changed: threading.Condition = field(default_factory=threading.Condition)
+
+    @property
+    def address(self) -> str:
+        """``host:port`` as a configuration writes it."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def _store(self, event: evt.Event) -> int:
+        request = event.request
+        assert isinstance(request, C_STORE) and isinstance(request.DataSet, io.BytesIO)
+        item = Received(
+            sop_class=str(request.AffectedSOPClassUID),
+            sop_instance=str(request.AffectedSOPInstanceUID),
+            transfer_syntax=str(event.context.transfer_syntax),
+            data=request.DataSet.getvalue(),
+        )
+        with self._changed:
+            self.received.append(item)
+            self._changed.notify_all()
+        return 0
+
+    def wait(self, count: int, seconds: float) -> list[Received]:
+        """Everything received, once it is at least `count` objects or `seconds` have passed."""
+        with self._changed:
+            self._changed.wait_for(lambda: len(self.received) >= count, seconds)
+            return list(self.received)
+
+
+@contextlib.contextmanager
+def archive(host: str = "127.0.0.1") -> Iterator[Archive]:
+    """pynetdicom's storage SCP in this process: every storage class in every transfer syntax it knows."""
+    ae = AE("ARCHIVE")
+    ae.maximum_associations = 100
+    for context in AllStoragePresentationContexts:
+        ae.add_supported_context(str(context.abstract_syntax), ALL_TRANSFER_SYNTAXES)
+    store = Archive(host=host, port=free_port(host=host))
+    server = ae.start_server((host, store.port), block=False, evt_handlers=[(evt.EVT_C_STORE, store._store)])
+    assert server is not None
+    try:
+        yield store
+    finally:
+        server.shutdown()
