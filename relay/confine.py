@@ -31,7 +31,6 @@ MS_PRIVATE = 0x40000
 MS_NOSUID = 0x2
 MS_NODEV = 0x4
 PR_SET_PDEATHSIG = 1
-PR_SET_DUMPABLE = 4
 PR_SET_NO_NEW_PRIVS = 38
 
 NETNS_DIRECTORY = "/run/netns"
@@ -54,6 +53,8 @@ class Confinement:
     paths: tuple[str, ...] = ()
     """Absolute directories that the process needs after it has changed its uid."""
     max_open_files: int = 4096
+    parent: int | None = None
+    """Pid of the supervisor, without which the process must not go on; None: whoever started it."""
 
     def command(self, program: list[str]) -> list[str]:
         """The command line that confines itself and then becomes `program`."""
@@ -110,7 +111,8 @@ def _closed_directories(uid: int | None, paths: tuple[str, ...]) -> dict[str, li
     closed: dict[str, list[str]] = {}
     if uid is None:
         return closed
-    for path in paths:
+    # A symbolic link may lead into a closed directory or lie in one: both names must work.
+    for path in dict.fromkeys([*paths, *map(os.path.realpath, paths)]):
         parts = path.strip("/").split("/")
         for depth in range(1, len(parts)):
             parent = "/" + "/".join(parts[:depth])
@@ -139,7 +141,7 @@ def apply(confinement: Confinement) -> None:
     Raises:
         OSError: A measure could not be had; the process must not go on.
     """
-    parent = os.getppid()
+    parent = confinement.parent or os.getppid()
     if confinement.netns == EMPTY_NETNS:
         _call(_libc.unshare(CLONE_NEWNET), "unshare network")
     elif confinement.netns is not None:

@@ -30,9 +30,11 @@ from relay import valve
 from relay.config import Config, LaneSettings, RelaySettings, SideSettings, read
 from relay.confine import EMPTY_NETNS, Confinement, needed_paths, possible
 from relay.errors import ConfigError, MedferryError
+from relay.lanes import LANE_KINDS
 from relay.listeners import open_listener
 from relay.process import Launch, Process, within
 from relay.systemd import notify
+from relay.users import slot_of, uid_of
 from relay.valve_link import Pairs, make_pairs
 from relay.wire import KEY_BYTES
 
@@ -83,6 +85,8 @@ class Lane:
 
     settings: LaneSettings
     number: int
+    slot: int
+    """Which uids its processes get (`users`)."""
     relay: RelaySettings
     epochs: Epochs
     logs: LogSettings
@@ -93,7 +97,7 @@ class Lane:
     draining: bool = False
     _source_was_ready: bool = False
     _files: dict[SideName, dict[str, int]] = field(default_factory=dict)
-    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    _tasks: tuple[asyncio.Task[None], ...] = ()
     source: Process = field(init=False)
     valve: Process = field(init=False)
     sink: Process = field(init=False)
@@ -135,13 +139,14 @@ class Lane:
         root = os.geteuid() == 0
         uid = None
         if root and self.relay.separate_users:
-            uid = self.relay.uid_base + ("source", "valve", "sink").index(name)
+            uid = uid_of(self.relay.uid_base, self.slot, name)
         if name == "valve":
             paths = (*needed_paths(), os.path.dirname(os.path.abspath(valve.__file__)))
-            return Confinement(uid=uid, netns=EMPTY_NETNS if root else None, paths=paths)
-        return Confinement(
-            uid=uid, netns=self.side(name).netns, paths=(*needed_paths(), self.directory(name))
-        )
+            netns = EMPTY_NETNS if root else None
+        else:
+            paths = (*needed_paths(), self.directory(name))
+            netns = self.side(name).netns
+        return Confinement(uid=uid, netns=netns, paths=paths, parent=os.getpid())
 
     def open(self) -> None:
         """Open the listening sockets and the directories of both sides.
@@ -161,6 +166,13 @@ class Lane:
                     opened = open_listener(listener, side.netns)
                     self.sockets.setdefault(name, {}).setdefault(listener.name, []).extend(opened)
                 self._prepare_directory(name)
+                self._copy_files(name)
+        except OSError as error:
+            self.close()
+            raise MedferryError(
+                f"lane {self.settings.name!r}: {error.filename}: {error.strerror}: "
+                "make it readable and writable for medferry's user"
+            ) from None
         except MedferryError:
             self.close()
             raise
@@ -175,10 +187,9 @@ class Lane:
             for path in (parent, *(os.path.join(parent, file) for file in files)):
                 os.chown(path, uid, uid, follow_symlinks=False)
 
-    def start(self) -> None:
-        """Start the three processes and keep them alive."""
-        loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(process.run(), name=process.name) for process in self.processes]
+    def start(self, tasks: asyncio.TaskGroup) -> None:
+        """Start the three processes and keep them alive, in `tasks`: a fault of ours ends the relay."""
+        self._tasks = tuple(tasks.create_task(item.run(), name=item.name) for item in self.processes)
 
     def _copy_files(self, name: SideName) -> dict[str, int]:
         """The contents of the side's files in sealed memory, since its uid may not read them."""
@@ -212,6 +223,8 @@ class Lane:
                 mode="json", by_alias=True, exclude={"sink" if name == "source" else "source"}
             ),
             "lane_number": self.number,
+            "serve": getattr(LANE_KINDS[self.settings.kind], name),
+            "settings": LANE_KINDS[self.settings.kind].settings,
             "key": self.key.hex(),
             "epoch": self.epochs.next(),
             "link_is_new": name == "source" and not self._source_was_ready,
@@ -255,7 +268,8 @@ class Lane:
         self.pairs.valve_out.close()
         self.sink.stop(signal.SIGTERM)
         await self._end(self.sink, deadline)
-        await asyncio.gather(*self._tasks)
+        # Not gather(): who cancels a drain must not take its processes' caretakers with it.
+        await asyncio.wait(self._tasks)
         self.close()
 
     async def _end(self, process: Process, deadline: float) -> None:
@@ -304,9 +318,10 @@ class Supervisor:
         self._logs = logs
         self._epochs = Epochs()
         self._lanes: dict[str, Lane] = {}
-        self._numbers = itertools.count(1)
         self._started_at = time.monotonic()
+        self._not_started: dict[str, str] = {}
         self._changed = asyncio.Event()
+        self._announced = False
         self._stop = asyncio.Event()
         self._reload = asyncio.Event()
         self._state = "starting"
@@ -326,19 +341,20 @@ class Supervisor:
         try:
             for settings in self._config.lanes:
                 self._lanes[settings.name] = self._open(settings)
-            for lane in self._lanes.values():
-                lane.start()
             async with asyncio.TaskGroup() as tasks:
-                watchers = [tasks.create_task(self._announce()), tasks.create_task(self._reloads())]
+                for lane in self._lanes.values():
+                    lane.start(tasks)
+                watchers = [tasks.create_task(self._announce()), tasks.create_task(self._reloads(tasks))]
                 await self._stop.wait()
                 for watcher in watchers:
                     watcher.cancel()
-            await self._drain(list(self._lanes.values()))
+                await self._drain(list(self._lanes.values()))
         finally:
             for lane in self._lanes.values():
                 lane.close()
             control.close()
-            os.unlink(self._control_path)
+            with contextlib.suppress(FileNotFoundError):  # Python 3.13 removes it on closing
+                os.unlink(self._control_path)
             os.close(lock)
 
     def _lock_state(self) -> int:
@@ -366,7 +382,7 @@ class Supervisor:
     async def _serve_control(self) -> asyncio.Server:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._control_path)
-        mask = os.umask(0o077)
+        mask = os.umask(0o177)
         try:
             return await asyncio.start_unix_server(self._answer, self._control_path)
         finally:
@@ -379,10 +395,14 @@ class Supervisor:
         writer.close()
 
     def _open(self, settings: LaneSettings) -> Lane:
+        relay, running = self._config.relay, self._lanes.values()
+        numbers = {lane.number for lane in running}
+        lanes = os.path.join(os.path.abspath(relay.state), "lanes")
         lane = Lane(
             settings=settings,
-            number=next(self._numbers),
-            relay=self._config.relay,
+            number=next(number for number in itertools.count(1) if number not in numbers),
+            slot=slot_of(lanes, settings.name, relay.uid_base, {lane.slot for lane in running}),
+            relay=relay,
             epochs=self._epochs,
             logs=self._logs,
             on_change=self._changed.set,
@@ -391,49 +411,76 @@ class Supervisor:
         return lane
 
     async def _announce(self) -> None:
-        """Say once that every lane listens, on standard output and to the service manager."""
-        while not all(lane.ready for lane in self._lanes.values()):
+        """Say on standard output and to the service manager that every lane listens; again after a reload."""
+        while True:
             self._changed.clear()
+            if not self._announced and all(lane.ready for lane in self._lanes.values()):
+                self._announced = True
+                self._state = "ready"
+                names = ", ".join(self._lanes)
+                print(f"ready: {len(self._lanes)} lane(s) listen: {names}", flush=True)
+                notify(READY=1, STATUS=f"{len(self._lanes)} lane(s) listen", MAINPID=os.getpid())
             await self._changed.wait()
-        self._state = "ready"
-        names = ", ".join(self._lanes)
-        print(f"ready: {len(self._lanes)} lane(s) listen: {names}", flush=True)
-        notify(READY=1, STATUS=f"{len(self._lanes)} lane(s) listen", MAINPID=os.getpid())
 
-    async def _reloads(self) -> None:
+    async def _reloads(self, tasks: asyncio.TaskGroup) -> None:
         while True:
             await self._reload.wait()
             self._reload.clear()
-            await self._reload_once()
+            notify(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000)
+            problems = await self._reload_once(tasks)
+            for problem in problems:
+                log.error("reload refused, nothing changed: %s", problem)
+            if problems:
+                notify(READY=1, STATUS=f"reload refused: {len(problems)} problem(s), see the log")
+            else:
+                self._announced = False
+                self._changed.set()
 
-    async def _reload_once(self) -> None:
+    async def _reload_once(self, tasks: asyncio.TaskGroup) -> list[str]:
+        """Go over to the file as it is now, or say why not and leave everything as it was."""
         try:
             config = read(self._path)
         except ConfigError as error:
-            for problem in error.problems:
-                log.error("reload refused, nothing changed: %s: %s", self._path, problem)
-            return
+            return [f"{self._path}: {problem}" for problem in error.problems]
         if config.relay != self._config.relay:
-            log.error("reload refused, nothing changed: [relay] itself changed: restart medferry for that")
-            return
-        notify(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000)
+            return ["[relay] itself changed: restart medferry for that"]
         wanted = {settings.name: settings for settings in config.lanes}
-        gone = [lane for name, lane in self._lanes.items() if lane.settings != wanted.get(name)]
-        await self._drain(gone)
-        for lane in gone:
-            del self._lanes[lane.settings.name]
-        for name, settings in wanted.items():
-            if name in self._lanes:
-                continue
-            try:
-                self._lanes[name] = self._open(settings)
-            except MedferryError as error:
-                log.error("lane %s is not started: %s", name, error)
-                continue
-            self._lanes[name].start()
-        self._config = config
+        gone = {name: lane for name, lane in self._lanes.items() if lane.settings != wanted.get(name)}
+        # New lanes may listen where old ones did, so these end before it is known that those can start.
+        await self._drain(list(gone.values()))
+        for name in gone:
+            del self._lanes[name]
+        problems = self._open_all([item for name, item in wanted.items() if name not in self._lanes], tasks)
+        if problems:
+            self._not_started = {}
+            for lane in gone.values():
+                for problem in self._open_all([lane.settings], tasks):
+                    log.error("lane %s could not be put back: %s", lane.settings.name, problem)
+                    self._not_started[lane.settings.name] = problem
+            return problems
+        self._config, self._not_started = config, {}
         log.info("reloaded: %d lane(s), %d ended or changed", len(self._lanes), len(gone))
-        await self._announce()
+        return []
+
+    def _open_all(self, lanes: list[LaneSettings], tasks: asyncio.TaskGroup) -> list[str]:
+        """Open and start all of `lanes`, or none; returns what was in the way."""
+        opened: list[Lane] = []
+        problems = []
+        for settings in lanes:
+            try:
+                lane = self._open(settings)
+            except MedferryError as error:
+                problems.append(str(error))
+                continue
+            opened.append(lane)
+            self._lanes[settings.name] = lane
+        for lane in opened:
+            if problems:
+                lane.close()
+                del self._lanes[lane.settings.name]
+            else:
+                lane.start(tasks)
+        return problems
 
     async def _drain(self, lanes: list[Lane]) -> None:
         if len(lanes) == len(self._lanes):
@@ -453,6 +500,7 @@ class Supervisor:
             "claim": CLAIM,
             "isolation_possible": possible(),
             "lanes": [lane.state() for lane in self._lanes.values()],
+            "not_started": self._not_started,
         }
 
 

@@ -31,7 +31,7 @@ from aiohttp import web
 from relay import wire
 from relay.config import LaneSettings, Settings, SideSettings
 from relay.errors import MedferryError
-from relay.lanes import LANE_KINDS, load
+from relay.lanes import load
 from relay.link import HEARTBEAT_SECONDS, Inlet, Outlet
 from relay.log import configure
 from relay.metrics import Metrics
@@ -65,6 +65,10 @@ class Bootstrap(Settings):
     relay_name: str
     side: Literal["source", "sink"]
     lane: dict[str, Any]
+    serve: str
+    """The lane kind's coroutine for this side, as `lanes.LaneKind` writes it."""
+    settings: str
+    """The lane kind's model, likewise."""
     lane_number: int
     key: str
     epoch: int
@@ -131,13 +135,22 @@ class Reporter:
     def __init__(self, fd: int) -> None:
         os.set_blocking(fd, False)
         self._fd = fd
+        self._rest = b""
+        """Of a line of which the pipe took a part: it must not be lost, nor torn by another."""
         self.dropped = 0
 
     def send(self, **fields: Any) -> None:
-        try:
-            os.write(self._fd, json.dumps(fields).encode() + b"\n")
-        except BlockingIOError:
+        self._write(self._rest)
+        if self._rest:
             self.dropped += 1
+        else:
+            self._write(json.dumps(fields).encode() + b"\n")
+
+    def _write(self, line: bytes) -> None:
+        try:
+            self._rest = line[os.write(self._fd, line) :]
+        except BlockingIOError:
+            self._rest = line
 
 
 async def _heartbeats(outlet: Outlet) -> None:
@@ -279,9 +292,8 @@ def main() -> int:
     boot = Bootstrap.model_validate_json(sys.stdin.buffer.read())
     configure(boot.log_style, boot.log_level, lane=boot.lane["name"], side=boot.side)
     sys.setswitchinterval(SWITCH_INTERVAL)
-    kind = LANE_KINDS[boot.lane["kind"]]
-    lane = _own_part(load(kind.settings), boot)
-    coroutine = load(kind.source if boot.side == "source" else kind.sink)
+    lane = _own_part(load(boot.settings), boot)
+    coroutine = load(boot.serve)
     lock = _lock(boot.state)
     side = _build(boot, lane)
     # What was imported stays: keep the collector from walking it again and again.
