@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from relay.errors import SpoolError
 from relay.spool import Entry, Facts, Part, Spool, SpoolLimits
 
+MEMORY = "/dev/shm"
 MAGIC = b"HEAD"
 HEADER_BYTES = 72
 SOP_CLASS = "1.2.840.10008.5.1.4.1.1.2"
@@ -40,6 +42,13 @@ def facts(sop_instance: str = "1.2.3") -> Facts:
         received_ns=7,
         parsed_ns=8,
     )
+
+
+@contextmanager
+def scratch() -> Iterator[str]:
+    """Where a spool may be made, in memory if there is such a file system: these tests wait for no disk."""
+    with tempfile.TemporaryDirectory(dir=MEMORY if os.access(MEMORY, os.W_OK) else None) as parent:
+        yield os.path.join(parent, "spool")
 
 
 @asynccontextmanager

@@ -6,13 +6,14 @@ import asyncio
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
 from relay.errors import SpoolError
 from relay.spool import DeliveryState, Entry, Spool
 from relay.spool_admin import SpoolAdmin
-from tests.relay.spool_kit import begun, data_of, deliver, header, names, opened, stored, written
+from tests.relay.spool_kit import begun, data_of, deliver, header, names, opened, scratch, stored, written
 
 pytestmark = pytest.mark.asyncio
 
@@ -25,8 +26,9 @@ RESEND = (
 
 
 @pytest.fixture
-def directory(tmp_path: os.PathLike[str]) -> str:
-    return os.path.join(tmp_path, "spool")
+def directory() -> Iterator[str]:
+    with scratch() as path:
+        yield path
 
 
 @pytest.fixture(autouse=True)

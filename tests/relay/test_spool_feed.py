@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -13,14 +14,15 @@ from relay.spool import Entry, Spool
 from relay.spool_feed import FEED_PAGE, FEED_WINDOW, Feed
 from relay.spool_index import Index, make_entry
 from relay.spool_recovery import open_or_rebuild
-from tests.relay.spool_kit import LIMITS, begun, deliver, facts, opened, stored, written
+from tests.relay.spool_kit import LIMITS, begun, deliver, facts, opened, scratch, stored, written
 
 pytestmark = pytest.mark.asyncio
 
 
 @pytest.fixture
-def directory(tmp_path: os.PathLike[str]) -> str:
-    return os.path.join(tmp_path, "spool")
+def directory() -> Iterator[str]:
+    with scratch() as path:
+        yield path
 
 
 async def sealed(spool: Spool, count: int) -> list[Entry]:
@@ -147,12 +149,12 @@ def page_cost(path: str) -> float:
     return min(costs)
 
 
-async def test_a_page_costs_the_same_however_many_wait(tmp_path: os.PathLike[str]) -> None:
+async def test_a_page_costs_the_same_however_many_wait() -> None:
     costs = []
-    for count in (1000, 20_000):
-        path = os.path.join(tmp_path, f"{count}.db")
-        filled(path, count)
-        costs.append(page_cost(path))
+    for count in (1000, 10_000):
+        with scratch() as path:
+            filled(path, count)
+            costs.append(page_cost(path))
     assert costs[1] < 3 * costs[0]
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import tempfile
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from relay.spool import Entry, Spool
-from tests.relay.spool_kit import begun, data_of, facts, names, opened, written
+from tests.relay.spool_kit import begun, data_of, facts, names, opened, scratch, written
 
 STEPS = st.lists(
     st.one_of(
@@ -125,8 +124,7 @@ def lives(examples: int) -> None:
     @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
     @given(STEPS)
     def one(steps: list[tuple[str, bytes | None]]) -> None:
-        with tempfile.TemporaryDirectory() as parent:
-            directory = os.path.join(parent, "spool")
+        with scratch() as directory:
             asyncio.run(live(directory, steps))
             assert names(directory, "parts") == []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -20,6 +21,7 @@ from tests.relay.spool_kit import (
     header,
     names,
     opened,
+    scratch,
     sha256,
     stored,
 )
@@ -28,8 +30,9 @@ pytestmark = pytest.mark.asyncio
 
 
 @pytest.fixture
-def directory(tmp_path: os.PathLike[str]) -> str:
-    return os.path.join(tmp_path, "spool")
+def directory() -> Iterator[str]:
+    with scratch() as path:
+        yield path
 
 
 def lose_index(directory: str) -> None:
