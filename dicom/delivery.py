@@ -7,7 +7,9 @@ send and released after `release_seconds`, so that such a device is free for oth
 
 What becomes of an object is decided by one table (`verdict`). A destination that is away is tried again with
 back-off and jitter, and nothing is lost or held up elsewhere meanwhile. An object on which the destination
-fails, alone, waits aside so that those behind it go on; after `MAX_ATTEMPTS` it is parked for an operator.
+fails waits aside so that those behind it go on. Only while others are delivered is that held against the
+object, and after `MAX_ATTEMPTS` it is parked for an operator; a destination that fails on everything is at
+fault itself and is treated as away.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ PARALLEL_TIMEOUT_SECONDS = 3.0
 """How long a further association may take to be answered; a device that takes one at a time lets it wait."""
 
 MAX_ATTEMPTS = 10
-"""Deliveries of one object that the destination may break off or fail before it is parked."""
+"""Deliveries of one object that the destination may break off or fail, while it takes others, before the
+object is parked."""
 
 MAX_ASIDE = 64
 """Objects of one destination that wait aside; at the bound its other objects wait too."""
@@ -109,6 +112,8 @@ class Delivery:
         self._contexts: dict[Context, None] = {}
         self._aside: list[tuple[float, int, Entry]] = []
         self._failures = 0
+        self._fruitless = 0
+        """Objects that failed since one was delivered."""
         self._slots = 0
         self._no_parallel_until = 0.0
         self._random = random.Random()
@@ -176,8 +181,12 @@ class Delivery:
                             return
                         continue
                 self._open_another()
-                if not await self._send(association, entry, context):
-                    association = None
+                trouble = await self._send(association, entry, context)
+                if trouble is not None:
+                    if not first:
+                        await association.release()
+                        return
+                    await self._away(trouble)
         finally:
             self._slots -= 1
             if association is not None:
@@ -272,26 +281,25 @@ class Delivery:
         self._metrics.count("retries", "Waits for a destination", destination=self.destination.name)
         await asyncio.sleep(delay)
 
-    async def _send(self, association: scu.Requestor, entry: Entry, context: Context) -> bool:
-        """Send `entry`; whether the association can be used for another."""
+    async def _send(self, association: scu.Requestor, entry: Entry, context: Context) -> PeerError | None:
+        """Send `entry`; why the destination itself should be left alone for a while, if it should."""
         name = self.destination.name
         if not association.accepts(context):
             what = association.refusal(context)
             log.error("%s: object %s is parked: %s of %s", name, entry.id, what, " in ".join(context))
             self._park(entry, what)
-            return True
+            return None
         self.state = "sending"
         began = time.monotonic_ns()
         try:
             status = await self._store(association, entry)
-        except SpoolError as error:
+        except (SpoolError, OSError) as error:
             log.error("%s: object %s cannot be read: %s", name, entry.id, error)
             self._park(entry, "unreadable")
-            return True
+            return None
         except PeerError as error:
-            self.last_error = error.reason
             self._set_aside(entry, error.reason, str(error))
-            return False
+            return error if self._fruitless > 1 else None
         what_now = verdict(status)
         if what_now is Verdict.DONE:
             self._done(entry, status, began)
@@ -301,9 +309,10 @@ class Delivery:
         elif what_now is Verdict.AGAIN:
             self._set_aside(entry, status, f"status 0x{status:04X}")
         else:
-            self._feed.put_back(entry, status)
-            await self._away(PeerError("out-of-resources", f"it answers status 0x{status:04X}"))
-        return True
+            # No attempt of the object's: there is no room for any other either.
+            self._feed.put_back(entry)
+            return PeerError("out-of-resources", f"it answers status 0x{status:04X}")
+        return None
 
     async def _store(self, association: scu.Requestor, entry: Entry) -> int:
         fd = self._spool.open_data(entry)
@@ -323,7 +332,7 @@ class Delivery:
 
     def _done(self, entry: Entry, status: int, began: int) -> None:
         now = time.monotonic_ns()
-        self._failures = 0
+        self._failures = self._fruitless = 0
         self.delivered += 1
         self.last_error = ""
         self._spool.done(entry, self.destination.name, status)
@@ -345,24 +354,19 @@ class Delivery:
 
     def _set_aside(self, entry: Entry, status: int | str, why: str) -> None:
         """The destination failed on this object: let others pass, try it again later, park it in the end."""
-        attempts = entry.attempts + 1
-        if attempts >= MAX_ATTEMPTS:
-            log.error(
-                "%s: object %s is parked after %d tries: %s", self.destination.name, entry.id, attempts, why
-            )
-            self._park(entry, status)
-            return
-        delay = min(self._sink.max_retry_seconds, self._sink.retry_seconds * 2**entry.attempts)
-        log.warning(
-            "%s: object %s failed (try %d), again in %.1f s: %s",
-            self.destination.name,
-            entry.id,
-            attempts,
-            delay,
-            why,
-        )
+        name = self.destination.name
+        self.last_error = status if isinstance(status, str) else f"status 0x{status:04X}"
+        self._fruitless += 1
         self._progress.set()
-        again = self._spool.tried(entry, self.destination.name, status)
-        heapq.heappush(
-            self._aside, (time.monotonic() + delay * self._random.uniform(0.5, 1.0), entry.seq, again)
+        delay = min(self._sink.max_retry_seconds, self._sink.retry_seconds * 2**entry.attempts)
+        if self._fruitless == 1:
+            if entry.attempts + 1 >= MAX_ATTEMPTS:
+                log.error("%s: object %s is parked after %d tries: %s", name, entry.id, MAX_ATTEMPTS, why)
+                self._park(entry, status)
+                return
+            entry = self._spool.tried(entry, name, status)
+        log.warning(
+            "%s: object %s failed (try %d), again in %.1f s: %s", name, entry.id, entry.attempts, delay, why
         )
+        due = time.monotonic() + delay * self._random.uniform(0.5, 1.0)
+        heapq.heappush(self._aside, (due, entry.seq, entry))
