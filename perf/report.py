@@ -386,5 +386,6 @@ def _curve(axes: Any, name: str, points: Sequence[dict[str, Any]]) -> None:
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=8, frameon=False)
+    if series:
+        axes.legend(fontsize=8, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
