@@ -111,7 +111,7 @@ class PduReader:
         self._judge = judge
         self.contexts: Container[int] = ()
         self.begun = 0
-        """PDUs of which a header was read."""
+        """PDUs of which anything was read."""
         self._view = memoryview(b"")
         self._position = 0
         self._kept = bytearray()
@@ -201,10 +201,10 @@ class PduReader:
         return taken
 
     def _begin_pdu(self) -> Pdu | None:
+        self.begun += not self._kept
         header = self._take(_HEADER.size)
         if header is None:
             return None
-        self.begun += 1
         self._kind, length = _HEADER.unpack(header)
         self._treatment = self._judge(self._kind, length)
         self._pdu_left = length
