@@ -121,15 +121,14 @@ def doctor(as_json: Json = False) -> None:
 
 @app.command()
 def demo(
-    seconds: Annotated[float, typer.Option(help="How long the synthetic camera runs.")] = 10,
     keep: Annotated[bool, typer.Option(help="Keep the relay running afterwards, until Ctrl-C.")] = False,
 ) -> None:
-    """Run a relay on loopback and send studies and a synthetic camera through it."""
+    """Run a relay on loopback and send studies through it."""
     # The one place where the core's command reaches into the adapters, and only when asked to.
     from relay.demo import show
 
     with failing_clearly():
-        raise typer.Exit(asyncio.run(show(seconds, keep)))
+        raise typer.Exit(asyncio.run(show(keep)))
 
 
 def main() -> None:
