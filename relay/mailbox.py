@@ -58,6 +58,8 @@ class Mailbox:
         self._waiting: deque[str] = deque()
         """Streams with something to take, in turn."""
         self._filled = asyncio.Event()
+        self._idle = asyncio.Event()
+        """Set while the taker waits for more: all that it took before is sent."""
         self.counters = MailboxCounters()
 
     def __repr__(self) -> str:
@@ -104,11 +106,19 @@ class Mailbox:
             self.counters.audio_dropped += len(slot.sound)
             slot.sound.clear()
 
+    async def drained(self) -> None:
+        """Until nothing waits and the taker has come back for more."""
+        while self._waiting or not self._idle.is_set():
+            self._idle.clear()
+            await self._idle.wait()
+
     async def take(self) -> list[Record]:
         """What waits of the stream whose turn it is, in the order to send it; waits for something."""
         while not self._waiting:
             self._filled.clear()
+            self._idle.set()
             await self._filled.wait()
+        self._idle.clear()
         stream = self._waiting.popleft()
         slot = self._slots.pop(stream)
         picture = [] if slot.picture is None else [slot.picture]

@@ -12,6 +12,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from relay.errors import PeerError
 from relay.mailbox import Mailbox
@@ -186,6 +187,17 @@ class Publication:
                 )
             )
             self.sounds += 1
+
+    def status(self) -> dict[str, Any]:
+        """Figures of the stream."""
+        return {
+            "epoch": self.epoch,
+            "size": f"{self.size.width}x{self.size.height}" if self.size else None,
+            "rate": round(self.rate, 1) if self.pictures else None,
+            "pictures": self.pictures,
+            "sounds": self.sounds,
+            "faults": dict(self.faults),
+        }
 
     def fault(self, reason: str) -> None:
         """Count a picture or packet that could not be used."""

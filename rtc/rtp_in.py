@@ -172,7 +172,7 @@ class RtpIn:
 
     def __init__(self, stage: Stage, name: str, allow: Sequence[str]) -> None:
         self._stage = stage
-        self._name = name
+        self.name = name
         self._allow = [ipaddress.ip_network(text, strict=False) for text in allow]
         self._receivers: list[_Receiver] = []
         self._publication: Publication | None = None
@@ -180,7 +180,7 @@ class RtpIn:
         self._refused_ns = -SECOND_NS
 
     def __repr__(self) -> str:
-        return f"<RtpIn {self._name} {'live' if self._publication else 'waiting'}>"
+        return f"<RtpIn {self.name} {'live' if self._publication else 'waiting'}>"
 
     def add(self, flow: Flow, sockets: Sequence[socket.socket]) -> None:
         """Receive `flow` on these bound sockets, RTP and RTCP alike."""
@@ -202,13 +202,13 @@ class RtpIn:
             if now_ns - self._refused_ns < SECOND_NS:
                 return None
             try:
-                self._publication = self._stage.open(self._name)
+                self._publication = self._stage.open(self.name)
             except PeerError as error:
                 self._refused_ns = now_ns
-                log.warning("stream %s: %s", self._name, error, extra={"event": "refused"})
+                log.warning("stream %s: %s", self.name, error, extra={"event": "refused"})
                 return None
             self._sender = SenderClock()
-            log.info("stream %s: RTP arrives", self._name, extra={"event": "rtp_started"})
+            log.info("stream %s: RTP arrives", self.name, extra={"event": "rtp_started"})
         flow = receiver.flow
         if flow.kind == "audio":
             return AudioTrack(self._publication, sender=self._sender, send=receiver.send)
@@ -226,7 +226,7 @@ class RtpIn:
         for receiver in self._receivers:
             receiver.forget()
         if self._publication is not None:
-            log.info("stream %s: RTP %s", self._name, reason.name.lower(), extra={"event": "rtp_stopped"})
+            log.info("stream %s: RTP %s", self.name, reason.name.lower(), extra={"event": "rtp_stopped"})
             self._publication.stop(reason)
             self._publication = None
 

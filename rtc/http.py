@@ -1,0 +1,230 @@
+"""What WHIP and WHEP have in common as HTTP services (RFC 9725 §4, on aiohttp).
+
+Bearer tokens, CORS, problem answers (RFC 9457), entity tags of ICE sessions, Link headers of ICE servers, and
+trickle-ice-sdpfrag bodies (RFC 8840 §9). What is said over HTTP names the problem and what to do about it,
+never anything of other streams or of this machine.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import ssl
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from relay.config import split_address
+from relay.errors import PeerError
+from rtc.ice import IceSettings
+from rtc.offer import MAX_LINE_CHARS, MAX_SDP_BYTES, attributes
+from rtc.settings import ANY_STREAM, IceServer, WebRtcSettings, split_ports
+
+SDP_TYPE = "application/sdp"
+FRAGMENT_TYPE = "application/trickle-ice-sdpfrag"
+
+RETRY_SECONDS = 10
+"""Said in Retry-After where there is no room now."""
+
+EXPOSED = "Location, ETag, Link, Accept-Patch, Retry-After, WWW-Authenticate"
+"""Headers that a page of another origin may read."""
+
+ALLOWED = "Authorization, Content-Type, If-Match"
+"""Headers that a page of another origin may send."""
+
+PREFLIGHT_SECONDS = "600"
+
+
+class Problem(web.HTTPException):
+    """An answer that is no success, as application/problem+json (RFC 9457)."""
+
+    def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None) -> None:
+        self.status_code = status
+        title = web.Response(status=status).reason
+        body = json.dumps({"title": title, "status": status, "detail": detail})
+        super().__init__(headers=headers, text=body, content_type="application/problem+json")
+
+
+def check_token(request: web.Request, settings: WebRtcSettings, stream: str) -> None:
+    """Let the request pass if its bearer token opens `stream` (RFC 6750 §2.1).
+
+    Raises:
+        Problem: 401 without a token, 403 with a wrong one.
+    """
+    if not settings.tokens:
+        return
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token:
+        raise Problem(
+            401,
+            "send the stream's token as Authorization: Bearer",
+            {"WWW-Authenticate": 'Bearer realm="media"'},
+        )
+    expected = (settings.tokens.get(stream), settings.tokens.get(ANY_STREAM))
+    given = token.strip().encode()
+    if not any(item is not None and hmac.compare_digest(item.encode(), given) for item in expected):
+        raise Problem(
+            403, "this token does not open this stream", {"WWW-Authenticate": 'Bearer error="invalid_token"'}
+        )
+
+
+def cross_origin(settings: WebRtcSettings) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
+    """A hook for ``on_response_prepare`` that adds the CORS headers for allowed origins."""
+
+    async def add(request: web.Request, response: web.StreamResponse) -> None:
+        origin = request.headers.get("Origin")
+        if origin is None or not ("*" in settings.origins or origin in settings.origins):
+            return
+        response.headers["Access-Control-Allow-Origin"] = "*" if "*" in settings.origins else origin
+        response.headers["Access-Control-Expose-Headers"] = EXPOSED
+        response.headers["Vary"] = "Origin"
+
+    return add
+
+
+def preflight(methods: str, accept_post: str | None = None) -> web.Response:
+    """The answer to OPTIONS: for a CORS preflight, and to tell what a POST may carry (RFC 9725 §4.2)."""
+    headers = {
+        "Allow": methods,
+        "Access-Control-Allow-Methods": methods,
+        "Access-Control-Allow-Headers": ALLOWED,
+        "Access-Control-Max-Age": PREFLIGHT_SECONDS,
+    }
+    if accept_post is not None:
+        headers["Accept-Post"] = accept_post
+    return web.Response(status=204, headers=headers)
+
+
+async def read_body(request: web.Request, content_type: str) -> str:
+    """The body of a request as text.
+
+    Raises:
+        Problem: 415 for another content type, 413 for too much, 400 for what is not UTF-8.
+    """
+    if request.content_type != content_type:
+        raise Problem(415, f"send {content_type}", {"Accept-Post": content_type, "Accept": content_type})
+    try:
+        raw = await request.content.read(MAX_SDP_BYTES + 1)
+        while len(raw) <= MAX_SDP_BYTES and (more := await request.content.read(MAX_SDP_BYTES + 1)):
+            raw += more
+        if len(raw) > MAX_SDP_BYTES:
+            raise Problem(413, f"the body has more than {MAX_SDP_BYTES} bytes")
+        return raw.decode()
+    except UnicodeDecodeError:
+        raise Problem(400, "the body is not UTF-8") from None
+
+
+def check_accept(request: web.Request) -> None:
+    """Refuse a client that would not take an SDP answer.
+
+    Raises:
+        Problem: 406.
+    """
+    accepted = request.headers.get("Accept", "*/*")
+    offers = [item.split(";")[0].strip().lower() for item in accepted.split(",")]
+    if not {"*/*", "application/*", SDP_TYPE} & set(offers):
+        raise Problem(406, f"the answer is {SDP_TYPE}")
+
+
+def link_headers(servers: Sequence[IceServer]) -> list[str]:
+    """One Link header for each URL of each ICE server (RFC 9725 §4.6)."""
+    links = []
+    for server in servers:
+        for url in server.urls:
+            link = f'<{url}>; rel="ice-server"'
+            if server.username is not None and server.credential is not None:
+                user, credential = (_quoted(text) for text in (server.username, server.credential))
+                link += f'; username="{user}"; credential="{credential}"; credential-type="password"'
+            links.append(link)
+    return links
+
+
+def _quoted(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"')
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fragment:
+    """A trickle-ice-sdpfrag: candidates for a session, or the wish to restart ICE."""
+
+    ufrag: str
+    password: str
+    candidates: tuple[str, ...]
+    """Without ``candidate:``."""
+
+
+def read_fragment(text: str) -> Fragment:
+    """Read a trickle-ice-sdpfrag (RFC 8840 §9).
+
+    Raises:
+        PeerError: It is malformed or names no ICE session.
+    """
+    lines: list[tuple[str, str]] = []
+    for line in text.replace("\r\n", "\n").strip("\n").split("\n"):
+        if len(line) < 3 or line[1] != "=" or len(line) > MAX_LINE_CHARS:
+            raise PeerError("sdp", "the fragment has a line that is not x=value")
+        lines.append((line[0], line[2:].rstrip()))
+    given = attributes(lines)
+    if not given.get("ice-ufrag") or not given.get("ice-pwd"):
+        raise PeerError("sdp", "the fragment has no ice-ufrag and ice-pwd")
+    return Fragment(
+        ufrag=given["ice-ufrag"][0],
+        password=given["ice-pwd"][0],
+        candidates=tuple(given.get("candidate", [])),
+    )
+
+
+def check_if_match(request: web.Request, tag: str) -> str:
+    """A PATCH names the ICE session it is for by its entity tag (RFC 9725 §4.3.1).
+
+    Returns:
+        The condition: `tag`, or ``*``, which asks for an ICE restart.
+
+    Raises:
+        Problem: 428 without If-Match, 412 for another session.
+    """
+    condition = request.headers.get("If-Match", "").strip()
+    if not condition:
+        raise Problem(428, "send If-Match with the ETag of the session")
+    if condition not in (tag, "*"):
+        raise Problem(412, "If-Match names another ICE session")
+    return condition
+
+
+def ice_settings(settings: WebRtcSettings, *, lab: bool) -> IceSettings:
+    """The settings of a WHIP or WHEP table as those of its ICE sessions."""
+    stun = turn = None
+    user = credential = None
+    transport, tls = "udp", False
+    for server in settings.ice_servers:
+        for url in server.urls:
+            scheme, _, rest = url.partition(":")
+            address, _, query = rest.partition("?")
+            if ":" not in address:
+                address += ":5349" if scheme == "turns" else ":3478"
+            if scheme == "stun" and stun is None:
+                stun = split_address(address)
+            elif scheme != "stun" and turn is None:
+                turn = split_address(address)
+                user, credential, tls = server.username, server.credential, scheme == "turns"
+                transport = query.removeprefix("transport=") or ("tcp" if tls else "udp")
+    return IceSettings(
+        addresses=settings.addresses,
+        ports=split_ports(settings.udp_ports) if settings.udp_ports else None,
+        loopback=lab,
+        stun=stun,
+        turn=turn,
+        turn_tls=tls,
+        turn_transport=transport,
+        turn_username=user,
+        turn_password=credential,
+    )
+
+
+def tls_context(certificate: str, key: str) -> ssl.SSLContext:
+    """TLS 1.2 or newer for a listener. The paths are those that the worker may read (`Side.file`)."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(certificate, key)
+    return context
