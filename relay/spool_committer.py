@@ -127,7 +127,6 @@ class Committer:
         self._rows_since = 0.0
         self._retry_at = 0.0
         self._poll_at = 0.0
-        self._seen = 0
         self._free_disk = 0
         self._idle = False
         self._stopping = False
@@ -166,7 +165,6 @@ class Committer:
             self._news(Ended(error))
 
     def _serve(self, index: Index) -> None:
-        self._seen = index.foreign_changes()
         index.wait_for_others(LOCK_SECONDS)
         self._free_disk = self._directory.free_bytes()
         while not self._stopping or self._rows or self._jobs:
@@ -292,9 +290,9 @@ class Committer:
         self._poll_at = now + POLL_SECONDS
         self._free_disk = self._directory.free_bytes()
         changes = index.foreign_changes()
-        if changes != self._seen:
+        if changes != index.seen:
             index.park_unserved()
-            self._seen = changes
+            index.seen = changes
             self._news(Changed())
         self._report(index, [])
 

@@ -98,6 +98,8 @@ class Index:
     def __init__(self, database: sqlite3.Connection, *, fresh: bool) -> None:
         self.fresh = fresh
         self._database = database
+        self.seen = self.foreign_changes()
+        """What `foreign_changes` was when all that others had changed was acted on."""
         self._numbers: dict[str, int] = {}
         self._names: dict[int, str] = {}
         self._active: tuple[int, ...] = ()
