@@ -38,8 +38,8 @@ _START_CODE = re.compile(rb"\x00\x00\x01")
 def nal_units(annex_b: bytes) -> Iterator[bytes]:
     """The NAL units of a byte stream (ITU-T H.264 Annex B), without start codes and trailing zeros."""
     starts = [found.end() for found in _START_CODE.finditer(annex_b)]
-    ends = [start - 3 for start in starts[1:]] + [len(annex_b)]
-    for start, end in zip(starts, ends, strict=True):
+    ends = [*(start - 3 for start in starts[1:]), len(annex_b)]
+    for start, end in zip(starts, ends, strict=False):
         unit = annex_b[start:end].rstrip(b"\x00")
         if unit:
             yield unit

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from relay.link import Arrival
 from relay.worker import SinkSide, Status
+from rtc import pages
 from rtc.fanout import Hub
 from rtc.rtp_out import RtpOut
 from rtc.settings import MediaLane
@@ -81,11 +82,11 @@ async def _serve(side: SinkSide, hub: Hub) -> None:
 
 
 def _extra_routes(rtp: RtpOut | None) -> list[web.RouteDef]:
-    """What is served beside WHEP."""
+    """What is served beside WHEP: the viewer page, and the description of the plain RTP stream."""
     if rtp is None:
-        return []
+        return pages.routes("sink")
 
     async def sdp(_: web.Request) -> web.Response:
         return web.Response(text=rtp.sdp, content_type="application/sdp", charset=None)
 
-    return [web.get(SDP_PATH, sdp)]
+    return [*pages.routes("sink"), web.get(SDP_PATH, sdp)]

@@ -98,7 +98,8 @@ class Viewer:
         on_end: Callable[[Viewer], None],
     ) -> None:
         self.id = secrets.token_urlsafe(18)
-        self.etag = secrets.token_hex(8)
+        self.etag = f'"{secrets.token_hex(8)}"'
+        """The ICE session's entity tag, quoted as HTTP has it."""
         self.stream = stream
         self.peer = Peer(ice, self)
         self.codec = ""

@@ -8,11 +8,13 @@ import time
 from pathlib import Path
 
 import av
+import pytest
 
 from relay.records import StreamKind, StreamStarted
 from rtc import sink
 from rtc.packets import parse_rtcp, parse_rtp
-from tests.rtc.sink_fakes import FakeInlet, number_in, picture, sink_side, tone
+from tests.peers import free_port, require
+from tests.rtc.sink_fakes import FakeInlet, number_in, picture, sink_side
 
 
 def _bound() -> tuple[socket.socket, int]:
@@ -93,3 +95,43 @@ async def test_rtp_out_carries_every_picture_and_its_description(tmp_path: Path)
     assert "sprop-parameter-sets=" in described
     receiver.close()
     rtcp.close()
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("codec", ["h264", "vp8"])
+async def test_ffmpeg_plays_what_the_description_says(tmp_path: Path, codec: str) -> None:
+    ffmpeg = require("ffmpeg")
+    port = free_port(socket.SOCK_DGRAM) & ~1
+    inlet = FakeInlet()
+    table = {
+        "address": f"127.0.0.1:{port}",
+        "codec": codec,
+        "sdp_file": "camera.sdp",
+        "keyframe_seconds": 0.5,
+    }
+    side = sink_side({"rtp": table}, tmp_path, inlet=inlet)
+    running = asyncio.create_task(sink.run(side))
+    inlet.put(picture(0))
+    await asyncio.sleep(0.3)
+    player = await asyncio.create_subprocess_exec(
+        *(ffmpeg, "-v", "error", "-protocol_whitelist", "file,rtp,udp", "-i", str(tmp_path / "camera.sdp")),
+        *("-frames:v", "15", "-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "gray", "-"),
+        stdout=asyncio.subprocess.PIPE,
+    )
+
+    async def publish() -> None:
+        number = 1
+        while True:
+            inlet.put(picture(number))
+            number += 1
+            await asyncio.sleep(1 / 30)
+
+    publishing = asyncio.create_task(publish())
+    try:
+        out, _ = await asyncio.wait_for(player.communicate(), 15)
+    finally:
+        publishing.cancel()
+        inlet.end()
+        await asyncio.wait_for(running, 5)
+    assert player.returncode == 0
+    assert len(out) == 15 * 320 * 240

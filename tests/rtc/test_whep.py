@@ -16,8 +16,7 @@ from aiortc.mediastreams import MediaStreamError
 from relay.records import StopReason, StreamKind, StreamStopped
 from relay.worker import SinkSide
 from rtc import sink
-from rtc.settings import IceServer
-from rtc.whep import ice_link, read_fragment
+from rtc.fanout import Branch, Hub
 from tests.rtc.sink_fakes import FakeInlet, number_in, picture, sink_side, tone
 
 TOKEN = "a-token-of-the-viewers"
@@ -86,15 +85,16 @@ class Watcher:
 
     async def watch(self, place: Room, *kinds: str, headers: dict[str, str] | None = None) -> None:
         offer = await self.offer(*kinds)
-        async with aiohttp.ClientSession() as http:
-            async with http.post(
-                f"{place.url}/whep/room", data=offer, headers=SDP | (headers or {})
-            ) as response:
-                assert response.status == 201, await response.text()
-                assert response.content_type == "application/sdp"
-                self.location = response.headers["Location"]
-                self.etag = response.headers["ETag"]
-                answer = await response.text()
+        url = f"{place.url}/whep/room"
+        async with (
+            aiohttp.ClientSession() as http,
+            http.post(url, data=offer, headers=SDP | (headers or {})) as response,
+        ):
+            assert response.status == 201, await response.text()
+            assert response.content_type == "application/sdp"
+            self.location = response.headers["Location"]
+            self.etag = response.headers["ETag"]
+            answer = await response.text()
         await self.connection.setRemoteDescription(RTCSessionDescription(sdp=answer, type="answer"))
 
     async def numbers(self, count: int) -> list[int]:
@@ -154,17 +154,16 @@ async def test_a_viewer_of_a_still_picture_gets_it_as_a_keyframe(tmp_path: Path)
         await asyncio.gather(first.connection.close(), second.connection.close())
 
 
-def _branches(place: Room) -> list[Any]:
-    status = place.side.status
-    hub = next(
-        cell.cell_contents for cell in status.__closure__ if type(cell.cell_contents).__name__ == "Hub"
-    )  # type: ignore[attr-defined]
+def _branches(place: Room) -> list[Branch]:
+    """The encoders of the room, which the sink's status function holds on to."""
+    cells = [cell.cell_contents for cell in getattr(place.side.status, "__closure__", ())]
+    hub = next(item for item in cells if isinstance(item, Hub))
     return list(hub.streams["room"].branches.values())
 
 
 REFUSALS: list[tuple[str, str, dict[str, str], str | bytes, int]] = [
     ("POST", "/whep/room", SDP, "", 401),
-    ("POST", "/whep/room", SDP | {"Authorization": "Bearer another-token-entirely"}, "", 401),
+    ("POST", "/whep/room", SDP | {"Authorization": "Bearer another-token-entirely"}, "", 403),
     ("POST", "/whep/room", SDP | {"Authorization": f"Basic {TOKEN}"}, "", 401),
     ("POST", "/whep/nobody", SDP | BEARER, "", 404),
     ("POST", "/whep/No%20Name", SDP | BEARER, "", 404),
@@ -180,7 +179,9 @@ REFUSALS: list[tuple[str, str, dict[str, str], str | bytes, int]] = [
     ("DELETE", "/whep/room/nothing", {}, "", 401),
     ("PATCH", "/whep/room/nothing", BEARER, "", 404),
     ("OPTIONS", "/whep/room", {"Origin": "https://ward.example"}, "", 204),
+    ("POST", "/whep/room", SDP | BEARER | {"Accept": "text/html"}, "", 406),
     ("GET", "/streams", {}, "", 401),
+    ("GET", "/", {}, "", 200),
     ("GET", "/streams", BEARER, "", 200),
 ]
 
@@ -195,7 +196,7 @@ async def test_each_request_has_its_answer(tmp_path: Path) -> None:
             async with http.request(method, place.url + path, data=body, headers=headers) as response:
                 assert response.status == status, (method, path, headers, await response.text())
                 if status == 401:
-                    assert response.headers["WWW-Authenticate"] == "Bearer"
+                    assert response.headers["WWW-Authenticate"].startswith("Bearer")
                 if status == 409:
                     assert response.headers["Retry-After"]
                 if method == "OPTIONS":
@@ -218,7 +219,7 @@ async def test_only_named_origins_may_read(tmp_path: Path) -> None:
 async def test_a_stream_that_opens_with_its_own_token(tmp_path: Path) -> None:
     tokens = {"room": TOKEN, "other": "the-other-stream's-token"}
     async with room(tmp_path, tokens=tokens) as place, aiohttp.ClientSession() as http:
-        for token, status in ((tokens["other"], 401), (TOKEN, 400)):
+        for token, status in ((tokens["other"], 403), (TOKEN, 400)):
             headers = SDP | {"Authorization": f"Bearer {token}"}
             async with http.post(f"{place.url}/whep/room", data="v=1", headers=headers) as response:
                 assert response.status == status
@@ -231,7 +232,9 @@ async def test_limits_and_trickle(tmp_path: Path) -> None:
         watcher = Watcher()
         await watcher.watch(place, "video")
         session = place.url + watcher.location
-        fragment = "a=ice-ufrag:{}\r\na=candidate:1 1 udp 2130706431 192.0.2.9 40000 typ host\r\n"
+        fragment = (
+            "a=ice-ufrag:{}\r\na=ice-pwd:x\r\na=candidate:1 1 udp 2130706431 192.0.2.9 40000 typ host\r\n"
+        )
         ufrag = watcher.connection.localDescription.sdp.split("a=ice-ufrag:")[1].split("\r\n")[0]
         kind = {"Content-Type": "application/trickle-ice-sdpfrag"}
         rows = [
@@ -252,16 +255,3 @@ async def test_limits_and_trickle(tmp_path: Path) -> None:
             assert response.status == 503
             assert response.headers["Retry-After"]
         await asyncio.gather(watcher.connection.close(), second.connection.close())
-
-
-def test_fragment() -> None:
-    text = "a=ice-ufrag:abcd\r\na=ice-pwd:x\r\nm=audio 9 RTP/AVP 0\r\na=mid:0\r\na=candidate:1 1 udp 1 192.0.2.1 9 typ host\r\n"
-    assert read_fragment(text) == ("abcd", ["1 1 udp 1 192.0.2.1 9 typ host"])
-    assert read_fragment("") == (None, [])
-
-
-def test_ice_links_quote_what_a_credential_may_hold() -> None:
-    server = IceServer(urls=("turn:192.0.2.1:3478",), username="u", credential='p"w')
-    assert ice_link(server, server.urls[0]) == (
-        '<turn:192.0.2.1:3478>; rel="ice-server"; username="u"; credential="p\\"w"; credential-type="password"'
-    )

@@ -1,0 +1,164 @@
+"""Newest wins, stale pictures wait, keyframes come even of a still picture."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import av
+import pytest
+
+from relay.link import Arrival
+from rtc.encode import VideoEncoder, VideoProfile
+from rtc.encode_thread import MAX_UNPUBLISHED, REPEAT_NS, STALE_NS, CodedPicture, EncodeThread
+from rtc.sound_thread import MAX_WAITING, PACKET_NS, CodedSound, SoundThread
+from tests.rtc.sink_fakes import picture, tone
+
+PROFILE = VideoProfile(codec="h264", bitrate=1_000_000)
+MS = 1_000_000
+
+
+class Bench:
+    """An encoder thread and what it publishes."""
+
+    def __init__(self) -> None:
+        self.published: list[CodedPicture] = []
+        self.failures: list[BaseException] = []
+        self.thread = EncodeThread("room", PROFILE, 30.0, self.published.append, self.failures.append)
+
+    def offer(self, number: int, *, late_ns: int = 0, width: int = 320) -> None:
+        now_ns = time.monotonic_ns()
+        frame = picture(number, width=width)
+        self.thread.offer(Arrival(frame, now_ns - late_ns, now_ns), frame, frame.captured_ns)
+
+    async def until(self, count: int) -> None:
+        async with asyncio.timeout(5):
+            while len(self.published) < count:
+                await asyncio.sleep(0.002)
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    made = Bench()
+    yield made
+    await asyncio.wait_for(made.thread.close(), 5)
+
+
+async def test_pictures_go_through_in_order(bench: Bench) -> None:
+    for number in range(5):
+        bench.offer(number)
+        await bench.until(number + 1)
+    times = [item.timeline_ns for item in bench.published]
+    assert times == sorted(set(times))
+    assert [item.coded.keyframe for item in bench.published] == [True] + [False] * 4
+    assert bench.thread.replaced == 0
+
+
+async def test_a_stalled_loop_finds_no_backlog(bench: Bench) -> None:
+    bench.offer(0)
+    await bench.until(1)
+    for number in range(1, 40):
+        bench.offer(number)
+        time.sleep(0.005)  # the loop stands still, as under SIGSTOP
+    await asyncio.sleep(0.1)
+    assert len(bench.published) <= 1 + MAX_UNPUBLISHED + 1
+    newest = bench.published[-1]
+    assert newest.times is not None
+    assert bench.thread.replaced >= 39 - MAX_UNPUBLISHED - 1
+
+
+async def test_held_up_pictures_give_way_to_the_newest(bench: Bench) -> None:
+    bench.offer(0)
+    await bench.until(1)
+    for number in range(1, 9):
+        bench.offer(number, late_ns=STALE_NS * 50)
+    bench.offer(9)
+    await bench.until(2)
+    await asyncio.sleep(0.05)
+    assert len(bench.published) == 2
+    assert bench.thread.replaced == 8
+
+
+async def test_a_slow_link_still_shows_its_pictures(bench: Bench) -> None:
+    for number in range(3):
+        bench.offer(number, late_ns=STALE_NS * 5)
+        await bench.until(number + 1)
+
+
+async def test_a_still_picture_is_sent_again_to_whom_needs_it(bench: Bench) -> None:
+    bench.offer(0)
+    await bench.until(1)
+    begin = time.monotonic_ns()
+    for _ in range(10):
+        bench.thread.request_keyframe()
+    await bench.until(2)
+    assert time.monotonic_ns() - begin < REPEAT_NS + 350 * MS
+    await asyncio.sleep(0.4)
+    assert len(bench.published) == 2
+    again = bench.published[1]
+    assert again.coded.keyframe
+    assert again.times is None
+    assert again.timeline_ns > bench.published[0].timeline_ns
+    bench.offer(1)
+    await bench.until(3)
+    assert bench.published[2].timeline_ns > again.timeline_ns
+
+
+async def test_another_size_begins_with_a_keyframe(bench: Bench) -> None:
+    for number, width in enumerate((320, 320, 640, 640, 321)):
+        bench.offer(number, width=width)
+        await bench.until(number + 1)
+    assert [item.width for item in bench.published] == [320, 320, 640, 640, 322]
+    assert [item.coded.keyframe for item in bench.published] == [True, False, True, False, True]
+
+
+async def test_a_codec_fault_costs_a_keyframe(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.offer(0)
+    await bench.until(1)
+    encode = VideoEncoder.encode
+    faults = iter([av.error.ExternalError(1, "broken")])
+
+    def faulty(self: VideoEncoder, *arguments: Any, **keys: Any) -> Any:
+        for fault in faults:
+            raise fault
+        return encode(self, *arguments, **keys)
+
+    monkeypatch.setattr(VideoEncoder, "encode", faulty)
+    bench.offer(1)
+    await bench.until(2)
+    assert bench.published[1].coded.keyframe
+    assert bench.thread.faults == 1
+    assert bench.failures == []
+
+
+async def test_a_codec_that_stays_broken_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: VideoEncoder, *arguments: Any, **keys: Any) -> Any:
+        raise av.error.ExternalError(1, "broken")
+
+    monkeypatch.setattr(VideoEncoder, "encode", broken)
+    bench.offer(0)
+    async with asyncio.timeout(5):
+        while not bench.failures:
+            await asyncio.sleep(0.002)
+
+
+async def test_sound_comes_out_evenly_and_the_oldest_is_dropped() -> None:
+    heard: list[CodedSound] = []
+    failures: list[BaseException] = []
+    thread = SoundThread("room", 64_000, heard.append, failures.append)
+    for number in range(20):
+        thread.offer(tone(number), 10**9 + number * PACKET_NS + number % 2 * MS)
+        await asyncio.sleep(0.005)
+    async with asyncio.timeout(5):
+        while len(heard) + thread.dropped < 20:
+            await asyncio.sleep(0.002)
+    steps = {b.timeline_ns - a.timeline_ns for a, b in itertools.pairwise(heard)}
+    assert all(abs(step - PACKET_NS) < MS for step in steps) or thread.dropped
+    await thread.close()
+    for number in range(MAX_WAITING + 4):
+        thread.offer(tone(number), number * PACKET_NS)
+    assert thread.dropped >= 4
+    assert failures == []
