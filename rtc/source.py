@@ -15,6 +15,7 @@ from typing import Any
 from relay.errors import ConfigError
 from relay.mailbox import Mailbox
 from relay.worker import SourceSide, Status
+from rtc import pages
 from rtc.publication import Stage
 from rtc.rtp_in import RtpIn, open_ports
 from rtc.rtsp import RtspPull
@@ -54,7 +55,7 @@ async def run(side: SourceSide) -> None:
         outlet = tasks.create_task(_forward(side, stage), name="outlet")
         gauges = tasks.create_task(_gauges(stage), name="gauges")
         if whip is not None:
-            await whip.start()
+            await whip.start(pages.routes("source"))
         publishing = [tasks.create_task(item.run(), name=repr(item)) for item in receivers]
         publishing += [tasks.create_task(item.run(), name=repr(item)) for item in pulls]
         side.ready()
