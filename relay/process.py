@@ -15,6 +15,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -95,7 +96,7 @@ class Process:
     figures: dict[str, Any] = field(default_factory=dict)
     started_at: float = 0.0
     ended: asyncio.Event = field(default_factory=asyncio.Event)
-    _process: asyncio.subprocess.Process | None = None
+    _pidfd: int | None = None
     _stop: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the process is not to be started again."""
     _stop_signal: int = 0
@@ -134,7 +135,7 @@ class Process:
         log_out, log_in = os.pipe()
         try:
             launch = self.launch(report_in)
-            self._process = await asyncio.create_subprocess_exec(
+            process = await asyncio.create_subprocess_exec(
                 *launch.command,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.DEVNULL,
@@ -153,15 +154,21 @@ class Process:
             os.close(report_in)
             os.close(log_in)
         try:
-            await self._attend(self._process, launch.stdin, report_out, log_out)
+            await self._attend(process, launch.stdin, report_out, log_out)
         finally:
-            self.pid, self.ready, self._process = None, False, None
+            self.pid, self.ready = None, False
+            if self._pidfd is not None:
+                os.close(self._pidfd)
+                self._pidfd = None
         return f"ended ({describe_exit(self.last_exit)})"
 
     async def _attend(
         self, process: asyncio.subprocess.Process, stdin: bytes, report_out: int, log_out: int
     ) -> None:
         self.pid = process.pid
+        # Not process.send_signal(): that polls, and so takes the exit status from under asyncio's watcher.
+        with contextlib.suppress(ProcessLookupError):
+            self._pidfd = os.pidfd_open(process.pid)
         if self._stop_signal:
             self._signal(self._stop_signal)
         readers = [
@@ -248,9 +255,9 @@ class Process:
         self._signal(9)
 
     def _signal(self, number: int) -> None:
-        if self._process is not None:
+        if self._pidfd is not None:
             with contextlib.suppress(ProcessLookupError):
-                self._process.send_signal(number)
+                signal.pidfd_send_signal(self._pidfd, number)
 
     def state(self) -> dict[str, Any]:
         """What status shows of it."""
