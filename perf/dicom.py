@@ -304,6 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             console.print("interrupted; what was measured so far:")
             bench.results["interrupted"] = True
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     bench.results["seconds"] = round(time.monotonic() - started, 1)
     return _conclude(bench.results, chosen, console)
 
