@@ -94,5 +94,13 @@ function decode(levels) {
   return { microseconds: view.getUint16(2) * 2 ** 32 + view.getUint32(4), counter: view.getUint32(8) };
 }
 
+const WRAP = 2 ** 48;
+
+/** Microseconds since a stamp was painted by this clock; stamps count modulo 2**48, nine years. */
+export function age(stamp) {
+  const passed = (wallMicroseconds() - stamp.microseconds) % WRAP;
+  return passed > WRAP / 2 ? passed - WRAP : passed;
+}
+
 /** The wall clock in microseconds, with the resolution that browsers give. */
 export const wallMicroseconds = () => Math.round((performance.timeOrigin + performance.now()) * 1000);

@@ -3,7 +3,7 @@
 
 import { $, bitrate, milliseconds, nominated, report, say, setProblem, setState, setWord, start } from "./page.js";
 import { Refused, Session } from "./session.js";
-import { StampReader, wallMicroseconds } from "./stamp.js";
+import { StampReader, age } from "./stamp.js";
 
 const FREEZE_MS = 500;
 const FREEZE_CHECK_MS = 100;
@@ -158,7 +158,7 @@ function onFrame(_, metadata) {
   const stamp = reader.read(player, metadata.width, metadata.height);
   if (stamp) {
     player.dataset.counter = stamp.counter;
-    const delay = (wallMicroseconds() - stamp.microseconds) / 1000;
+    const delay = age(stamp) / 1000;
     stampDelay = delay > -5 && delay < PLAUSIBLE_MS ? Math.max(delay, 0) : NaN;
     player.dataset.delay = stampDelay;
   } else {
