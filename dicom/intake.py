@@ -69,8 +69,9 @@ class Intake:
         header = part10.header(request.sop_class, request.sop_instance, request.transfer_syntax)
         try:
             part = self.spool.begin(header)
-        except SpoolFull as full:
-            self.count_refusal(f"full-{full.bound}")
+        except SpoolError as error:
+            self.count_refusal(_cause(error))
+            log.error("%s: C-STORE refused: %s", request.peer, error)
             return OUT_OF_RESOURCES
         return Reception(self, part, announced, request.peer)
 
@@ -104,25 +105,25 @@ class Reception:
 
     async def finish(self) -> int:
         """Examine the whole object and take it into custody; the status to answer with."""
-        intake, part = self._intake, self._part
+        intake = self._intake
         whole_ns = time.monotonic_ns()
         try:
             with self._answering_fullness():
-                part = await self._examined(part)
+                await self._examine()
                 parsed_ns = time.monotonic_ns()
                 facts = Facts(
-                    data_offset=part.data_offset,
+                    data_offset=self._part.data_offset,
                     sop_class=self._announced.sop_class,
                     sop_instance=self._announced.sop_instance,
                     transfer_syntax=self._announced.transfer_syntax,
                     received_ns=self._received_ns,
                     parsed_ns=parsed_ns,
                 )
-                entry = await intake.spool.commit(part, facts)
+                entry = await intake.spool.commit(self._part, facts)
         except Refused as refusal:
-            return self._quarantine(part, refusal)
+            return self._quarantine(refusal)
         except StoreFailed as failure:
-            part.abandon()
+            self._part.abandon()
             return failure.status
         intake.stored += 1
         intake.metrics.count("objects_stored", "Objects taken into custody")
@@ -136,28 +137,32 @@ class Reception:
         """The association ended in the middle: nothing was acknowledged, nothing is kept."""
         self._part.abandon()
 
-    async def _examined(self, part: Part) -> Part:
-        """The part to commit: `part` itself, or for an object that needs edits a new one."""
+    async def _examine(self) -> None:
+        """Check the object; where its encoding needs edits, go on with a new part that has them.
+
+        Raises:
+            Refused: It may not pass.
+            SpoolError: There is no room for the new part.
+        """
         examiner = self._intake.examiner
-        outline = await examiner.examine(part, self._announced.transfer_syntax)
+        outline = await examiner.examine(self._part, self._announced.transfer_syntax)
         if outline.edits:
-            fresh = examiner.normalised(self._intake.spool, part, outline)
-            part.abandon()
-            self._part = part = fresh
+            received, self._part = self._part, examiner.normalised(self._intake.spool, self._part, outline)
+            received.abandon()
             self._intake.metrics.count("objects_normalised", "Objects whose encoding was put right")
-            outline = await examiner.examine(part, self._announced.transfer_syntax)
+            outline = await examiner.examine(self._part, self._announced.transfer_syntax)
         refusal = check_object(self._announced, outline)
         if refusal is not None:
             raise refusal
-        return part
 
-    def _quarantine(self, part: Part, refusal: Refused) -> int:
+    def _quarantine(self, refusal: Refused) -> int:
+        part = self._part
         self._intake.count_refusal(refusal.reason)
         log.warning("%s: object %s is in quarantine: %s", self._peer, part.id, refusal)
         try:
             self._intake.spool.quarantine(part, refusal.reason, str(refusal))
-        except SpoolFull as full:
-            log.error("object %s is not kept: %s", part.id, full)
+        except SpoolError as error:
+            log.error("object %s is not kept: %s", part.id, error)
             part.abandon()
             return OUT_OF_RESOURCES
         return refusal.status
@@ -167,11 +172,12 @@ class Reception:
         """Map the spool's errors to the status that the sender gets."""
         try:
             yield
-        except SpoolFull as full:
-            self._intake.count_refusal(f"full-{full.bound}")
-            log.error("%s: object refused: %s", self._peer, full)
-            raise StoreFailed(OUT_OF_RESOURCES) from full
         except SpoolError as error:
-            self._intake.count_refusal("disk")
+            self._intake.count_refusal(_cause(error))
             log.error("%s: object refused: %s", self._peer, error)
             raise StoreFailed(OUT_OF_RESOURCES) from error
+
+
+def _cause(error: SpoolError) -> str:
+    """Why the spool did not take an object, as a fixed word."""
+    return f"full-{error.bound}" if isinstance(error, SpoolFull) else "disk"

@@ -80,6 +80,7 @@ async def run(side: SourceSide) -> None:
             tasks.create_task(forwarder.manifests(), name="manifests"),
             tasks.create_task(sweeps(spool), name="sweeps"),
             tasks.create_task(spool.failed(), name="spool"),
+            tasks.create_task(server.failed(), name="server"),
         ]
         await side.draining.wait()
         await server.drain(side.drain_seconds * DRAIN_SHARE)

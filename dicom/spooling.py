@@ -100,11 +100,17 @@ class Examiner:
         """
         head = part10.header(outline.sop_class, outline.sop_instance, outline.transfer_syntax)
         fresh = spool.begin(head, size=part.size)
-        with part.view() as data:
-            for piece in rebuilt(data, outline.edits):
-                fresh.write([piece])
-                if isinstance(piece, memoryview):
-                    piece.release()
+        try:
+            with part.view() as data:
+                for piece in rebuilt(data, outline.edits):
+                    try:
+                        fresh.write([piece])
+                    finally:
+                        if isinstance(piece, memoryview):
+                            piece.release()
+        except BaseException:
+            fresh.abandon()
+            raise
         return fresh
 
     async def examine(self, part: Part, transfer_syntax: str) -> Outline:
