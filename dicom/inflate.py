@@ -11,8 +11,8 @@ import mmap
 import zlib
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
-from dataclasses import dataclass
-from typing import BinaryIO
+from dataclasses import dataclass, replace
+from typing import BinaryIO, NamedTuple
 
 from dicom.faults import Reason, Refused
 from dicom.syntaxes import encoding_of
@@ -24,6 +24,10 @@ CHUNK = 64 * 1024
 
 BURST = 1024 * 1024
 """The most bytes that one step may yield: what is in memory at once."""
+
+
+MAX_AFTER = 10
+"""Bytes looked at behind the stream: gzip's trailer of eight, a pad byte, and one that is too many."""
 
 
 def _no_clock() -> float:
@@ -49,26 +53,39 @@ class InflateLimits:
 DEFAULT_INFLATE_LIMITS = InflateLimits()
 
 
+class Inflated(NamedTuple):
+    """What came of a deflated data set: bytes inflated, and bytes of the stream itself.
+
+    `extra` bytes follow the stream that have no place in a data set: the checksum and size that gzip puts
+    there (RFC 1952 §2.3.1) and some writers of DICOM have copied. Where they are true they may be dropped.
+    """
+
+    size: int
+    stream: int
+    extra: int
+
+
 def inflate(
     chunks: Iterable[Buffer],
     write: Callable[[bytes], object],
     limits: InflateLimits = DEFAULT_INFLATE_LIMITS,
-) -> int:
-    """Inflate a raw deflate stream (RFC 1951) in pieces to `write`; return the bytes written.
+) -> Inflated:
+    """Inflate a raw deflate stream (RFC 1951) in pieces to `write`.
 
     One zero byte may follow the stream, to make its length even (PS3.5 §A.5).
 
     Raises:
-        Refused: The stream is damaged or cut short, is followed by anything else, or passes a limit.
+        Refused: The stream is damaged or cut short, is followed by anything but what `Inflated` knows, or
+            passes a limit.
     """
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
     began = limits.clock()
-    fed = written = 0
+    fed = written = used = checksum = 0
     after = b""
     for chunk in chunks:
         if stream.eof:
-            after += bytes(chunk[:2])
-            if len(after) > 1:
+            after += bytes(chunk[:MAX_AFTER])
+            if len(after) >= MAX_AFTER:
                 break
             continue
         fed += len(chunk)
@@ -91,15 +108,19 @@ def inflate(
             if limits.clock() - began > limits.seconds:
                 raise Refused(Reason.TIME, f"inflating takes over {limits.seconds:g} s")
             if piece:
+                checksum = zlib.crc32(piece, checksum)
                 write(piece)
             if stream.eof or (not waiting and len(piece) < BURST):
                 break
-        after = stream.unused_data[:2]
+        after = stream.unused_data[:MAX_AFTER]
     if not stream.eof:
         raise Refused(Reason.TRUNCATED, f"the deflated data has no end after {fed} bytes")
-    if after not in (b"", b"\0"):
-        raise Refused(Reason.DEFLATE, "bytes follow the end of the deflated data")
-    return written
+    trailer = checksum.to_bytes(4, "little") + (written & 0xFFFFFFFF).to_bytes(4, "little")
+    if after in (b"", b"\0"):
+        return Inflated(written, used, 0)
+    if after in (trailer, trailer + b"\0"):
+        return Inflated(written, used, len(after))
+    raise Refused(Reason.DEFLATE, "bytes follow the end of the deflated data")
 
 
 def _chunks(data: memoryview) -> Generator[memoryview, None, None]:
@@ -130,13 +151,19 @@ def examine(
         return walk(data, transfer_syntax, limits)
     with scratch() as file:
         with closing(_chunks(data)) as chunks:
-            size = inflate(chunks, file.write, inflate_limits)
+            inflated = inflate(chunks, file.write, inflate_limits)
         file.flush()
-        if not size:
+        if not inflated.size:
             raise Refused(Reason.TRUNCATED, "the deflated data holds nothing")
-        with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
+        with (
+            mmap.mmap(file.fileno(), inflated.size, access=mmap.ACCESS_READ) as mapped,
+            memoryview(mapped) as view,
+        ):
             outline = walk(view, transfer_syntax, limits)
     if outline.edits:
         offset = outline.edits[0][0]
         raise Refused(Reason.DEFLATE, f"the deflated data set would need an edit at inflated byte {offset}")
+    if inflated.extra:
+        pad = b"\0" * (inflated.stream % 2)
+        return replace(outline, edits=((inflated.stream, inflated.extra, pad),))
     return outline

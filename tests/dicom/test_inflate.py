@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from dicom.faults import Reason, Refused
 from dicom.inflate import BURST, InflateLimits, examine, inflate
+from dicom.walk import rebuilt
 from tests.dicom.datasets import CT, DEFLATED, EXPLICIT, INSTANCE, deflate, element, names, scratch_file
 
 DATA = names() + element(0x00100010, "PN", b"A^B ") + element(0x7FE00010, "OW", bytes(range(256)) * 64)
@@ -31,7 +32,7 @@ class Scratch:
 
 def inflated(*chunks: bytes, limits: InflateLimits | None = None) -> bytes:
     out: list[bytes] = []
-    size = inflate(chunks, out.append, limits or InflateLimits())
+    size = inflate(chunks, out.append, limits or InflateLimits()).size
     whole = b"".join(out)
     assert size == len(whole) and all(len(piece) <= BURST for piece in out)
     return whole
@@ -61,6 +62,22 @@ def test_what_follows_the_stream_is_refused(tail: bytes, size: int) -> None:
     with pytest.raises(Refused) as caught:
         inflated(*in_pieces(raw + tail, size))
     assert caught.value.reason == Reason.DEFLATE
+
+
+def test_a_true_gzip_trailer_is_dropped_and_a_false_one_refused() -> None:
+    raw = zlib.compress(DATA, wbits=31)[10:]  # gzip without its header, as some writers leave it
+    outline = examine(memoryview(raw), DEFLATED, scratch=scratch_file)
+    stream = len(raw) - 8
+    assert outline.edits == ((stream, 8, b"\0" * (stream % 2)),)
+    put_right = b"".join(rebuilt(memoryview(raw), outline.edits))
+    assert len(put_right) % 2 == 0
+    assert examine(memoryview(put_right), DEFLATED, scratch=scratch_file).edits == ()
+    for at in range(stream, len(raw)):
+        false = bytearray(raw)
+        false[at] ^= 1
+        with pytest.raises(Refused) as caught:
+            examine(memoryview(false), DEFLATED, scratch=scratch_file)
+        assert caught.value.reason == Reason.DEFLATE
 
 
 def test_cut_at_every_byte() -> None:
