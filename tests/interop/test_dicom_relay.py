@@ -38,10 +38,10 @@ TRAILING_PADDING = 0xFFFCFFFC
 DEFLATED = "1.2.840.10008.1.2.1.99"
 EXPLICIT = "1.2.840.10008.1.2.1"
 
-NATIVE_FILES = ("CT_small.dcm", "MR_small.dcm", "rtdose_1frame.dcm", "ExplVR_BigEnd.dcm")
+NATIVE_FILES = ("CT_small.dcm", "MR_small.dcm", "examples_palette.dcm", "liver_1frame.dcm")
 """Not compressed: any DCMTK sender takes them as they are."""
 
-ENCAPSULATED_FILES = ("JPEG2000.dcm", "JPEG-lossy.dcm", "MR_small_RLE.dcm", "MR_small_jpeg_ls_lossless.dcm")
+ENCAPSULATED_FILES = ("JPEG2000.dcm", "JPEG-lossy.dcm", "SC_rgb_rle.dcm", "JPEGLSNearLossless_16.dcm")
 
 
 def until(condition: Callable[[], bool], what: str) -> None:
@@ -61,6 +61,7 @@ def folder(directory: Path, *names: str) -> dict[str, Path]:
         assert isinstance(path, str)
         copy = Path(shutil.copy(path, directory))
         found[str(pydicom.dcmread(copy, stop_before_pixels=True).SOPInstanceUID)] = copy
+    assert len(found) == len(names), "two files of one SOP instance"
     return found
 
 
