@@ -43,7 +43,7 @@ def split_address(text: str) -> tuple[str, int]:
         ValueError: `text` has no port, or a bare IPv6 address.
     """
     host, colon, port = text.rpartition(":")
-    if not colon or not port.isdigit():
+    if not colon or not re.fullmatch(r"[0-9]{1,5}", port):
         raise ValueError(f"{text!r} has no port; write host:port, as in 127.0.0.1:11112 or [::1]:11112")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
@@ -125,7 +125,8 @@ class RelaySettings(Settings):
     separate_users: bool = True
     """As root, give each side its own uid. Ignored, and said so in status, without root."""
     uid_base: Annotated[int, Field(ge=1000, le=2**31)] = 61_184
-    """First uid of those given to workers: source, valve, sink are base, base+1, base+2."""
+    """First uid of those given to workers: source, valve and sink of the first lane get base, base+1, base+2,
+    those of the next lane the three after that."""
 
 
 class Config(Settings):
@@ -179,9 +180,29 @@ def _problems(
         elif item["type"] == "missing":
             problems.append(f"{where}: missing: add this key")
         else:
-            what = item["msg"].removeprefix("Value error, ")
-            problems.append(f"{where}: {what}" if location else f"{where.rstrip('.')}: {what}")
+            problems.append(f"{where}: {_advice(item['msg'])}")
     return problems
+
+
+def _advice(message: str) -> str:
+    """A validator's message as ``what: what to write``. The value itself is not shown: it may be a secret."""
+    own = message.removeprefix("Value error, ")
+    if own != message:
+        return own
+    for beginning, (what, write) in _PHRASES.items():
+        if message.startswith(beginning):
+            return f"{what}: write {write}{message.removeprefix(beginning)}"
+    return f"cannot be used: {message[0].lower()}{message[1:]}"
+
+
+_PHRASES = {
+    "Input should be ": ("not what belongs here", ""),
+    "String should match pattern ": ("has characters that may not be there", "what matches "),
+    "String should have ": ("wrong length", "a text of "),
+    "List should have ": ("wrong number of items", "a list of "),
+    "Tuple should have ": ("wrong number of items", "a list of "),
+}
+"""How pydantic's messages begin, and what is wrong then."""
 
 
 def parse(text: str) -> Config:
@@ -195,7 +216,7 @@ def parse(text: str) -> Config:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError([f"not TOML: {error}: check quotes, brackets and = signs there"]) from None
     problems: list[str] = []
-    for key in data.keys() - {"relay", "lane"}:
+    for key in sorted(data.keys() - {"relay", "lane"}):
         problems.append(f"{key}: unknown table: the tables are [relay] and [[lane]]")
     relay: RelaySettings | None = None
     try:
@@ -204,7 +225,7 @@ def parse(text: str) -> Config:
         problems += _problems(RelaySettings, error, None)
     lanes: list[LaneSettings] = []
     tables = data.get("lane", [])
-    if not isinstance(tables, list) or not tables:
+    if not isinstance(tables, list) or not tables or not all(isinstance(item, dict) for item in tables):
         problems.append("lane: no lane: add at least one [[lane]] table (with two brackets)")
         tables = []
     if len(tables) > MAX_LANES:
@@ -212,7 +233,7 @@ def parse(text: str) -> Config:
         tables = []
     for table in tables:
         kind = table.get("kind")
-        if kind not in LANE_KINDS:
+        if not isinstance(kind, str) or kind not in LANE_KINDS:
             problems.append(f"{_where(table, ('kind',))}: {kind!r}: write one of {', '.join(LANE_KINDS)}")
             continue
         model: type[LaneSettings] = load(LANE_KINDS[kind].settings)

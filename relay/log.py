@@ -12,6 +12,9 @@ import logging
 import sys
 import time
 
+_CONTROLS = {code: "?" for code in (*range(0x20), *range(0x7F, 0xA0)) if code not in (0x09, 0x0A)}
+"""What would move a terminal's cursor or change its colours. JSON writes it as escapes anyway."""
+
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
 
@@ -36,6 +39,11 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str, ensure_ascii=False)
 
 
+def _one_line(message: str) -> str:
+    """A peer's text may be in a message: it must not look like lines of our own."""
+    return message.replace("\n", " | ").translate(_CONTROLS)
+
+
 class TextFormatter(logging.Formatter):
     """``12:00:00.123 warning studies.source message``, for people."""
 
@@ -46,7 +54,7 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
         level = record.levelname.lower()
-        line = f"{clock}.{record.msecs:03.0f} {level:<7} {self._where} {record.getMessage()}"
+        line = f"{clock}.{record.msecs:03.0f} {level:<7} {self._where} {_one_line(record.getMessage())}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 
+log = logging.getLogger(__name__)
+
 
 def notify(**fields: str | int) -> bool:
-    """Send ``KEY=value`` lines to ``$NOTIFY_SOCKET``; returns whether there was one.
+    """Send ``KEY=value`` lines to ``$NOTIFY_SOCKET``; returns whether they went out.
 
-    Raises:
-        OSError: The socket is named but cannot be written to.
+    A service manager that does not listen is logged, and no reason to stop carrying data.
     """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
@@ -18,7 +20,11 @@ def notify(**fields: str | int) -> bool:
     if address.startswith("@"):
         address = "\0" + address[1:]
     lines = "\n".join(f"{key}={value}" for key, value in fields.items())
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-        sock.connect(address)
-        sock.sendall(lines.encode())
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+            sock.connect(address)
+            sock.sendall(lines.encode())
+    except OSError as error:
+        log.warning("the service manager could not be told %s: %s", ", ".join(fields), error.strerror)
+        return False
     return True

@@ -16,12 +16,15 @@ equal to `wire.py`'s.
     python -I valve.py IN_FD OUT_FD REPORT_FD LANE BYTES_PER_SECOND
 """
 
+import array
+import fcntl
 import json
 import os
 import select
 import socket
 import struct
 import sys
+import termios
 import time
 
 HEADER = struct.Struct(">2sBBHHIIQQII")
@@ -58,10 +61,12 @@ class Order:
 
 
 def ended(inlet: socket.socket) -> bool:
-    """Whether A's side is closed for good: an empty message alone does not end a link."""
+    """Whether A's side is closed for good and nothing waits: an empty message alone does not end a link."""
     poll = select.poll()
     poll.register(inlet, select.POLLRDHUP)
-    return bool(poll.poll(0))
+    waiting = array.array("i", [0])
+    fcntl.ioctl(inlet, termios.FIONREAD, waiting)
+    return bool(poll.poll(0)) and not waiting[0]
 
 
 def run(inlet: socket.socket, outlet: socket.socket, report_fd: int, lane: int, rate: int) -> None:

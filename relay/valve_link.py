@@ -25,6 +25,9 @@ SOCKET_BUFFER = 4 << 20
 """Bytes that each of the two sockets may hold: three raw 720p pictures, so that a picture is written in one
 go, and little enough that a full link is noticed within milliseconds."""
 
+REFUSAL_LOG_SECONDS = 1.0
+"""Between two lines about refused fragments: a source in the wrong hands must not fill B's disk with them."""
+
 FRAGMENTS_PER_TURN = 16
 """Fragments handled before other tasks of the process get their turn."""
 
@@ -112,6 +115,7 @@ class ValveInlet:
         self._socket = sock
         self.decoder = decoder
         self._heard = time.monotonic()
+        self._log_again_at = 0.0
         self._hangup = select.poll()
         self._hangup.register(sock, select.POLLRDHUP)
 
@@ -141,7 +145,7 @@ class ValveInlet:
             try:
                 arrivals = self.decoder.decode(buffer[:size], now)
             except WireError as error:
-                log.warning("fragment refused: %s", error)
+                self._tell(error)
                 arrivals = []
             for arrival in arrivals:
                 waiting = deliver(arrival)
@@ -151,6 +155,11 @@ class ValveInlet:
             handled += 1
             if handled % FRAGMENTS_PER_TURN == 0:
                 await asyncio.sleep(0)
+
+    def _tell(self, error: WireError) -> None:
+        if self._heard >= self._log_again_at:
+            self._log_again_at = self._heard + REFUSAL_LOG_SECONDS
+            log.warning("fragment refused: %s; refused so far: %s", error, self.decoder.counters.refused)
 
 
 async def _until_ready(sock: socket.socket, *, write: bool) -> None:

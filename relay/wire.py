@@ -368,15 +368,15 @@ class DecoderCounters:
 class Decoder:
     """Side B's half: fragments in any state of truth in, authentic records out.
 
-    The first fragment of an epoch may have any seq, since the sink may have been restarted in the middle;
-    from then on a lower seq is a repetition (a valve was killed between sending and taking) and is dropped,
-    a higher one is a gap: counted, and a record that was half there is given up.
+    The very first fragment may have any seq, since the sink may have been restarted in the middle; every
+    later epoch begins at 0. From then on a lower seq is a repetition (a valve was killed between sending and
+    taking) and is dropped, a higher one is a gap: counted, and a record that was half there is given up.
     """
 
-    def __init__(self, *, lane: int, key: bytes, oldest_epoch: int = 0) -> None:
+    def __init__(self, *, lane: int, key: bytes) -> None:
         self._lane = lane
         self._key = key
-        self._epoch = oldest_epoch - 1
+        self._epoch = -1
         self._next = 0
         self._gmac: AESGCM | None = None
         self._partial: bytearray | None = None
@@ -389,7 +389,7 @@ class Decoder:
 
     @property
     def epoch(self) -> int:
-        """The epoch of the last authentic fragment; below the oldest allowed while there was none."""
+        """The epoch of the last authentic fragment; -1 while there was none."""
         return self._epoch
 
     def decode(self, fragment: memoryview, now_ns: int) -> list[Arrival]:
@@ -426,12 +426,14 @@ class Decoder:
             gmac.decrypt(_nonce(epoch, seq), bytes(fragment[-TAG_BYTES:]), fragment[:-TAG_BYTES])
         except InvalidTag:
             raise WireError("mac", f"epoch {epoch} seq {seq} is not authentic") from None
-        if epoch != self._epoch or self._gmac is None:
-            self._epoch, self._gmac, self._partial = epoch, gmac, None
-        elif seq < self._next:
+        if self._gmac is None:
+            self._epoch, self._gmac, self._next = epoch, gmac, seq
+        elif epoch != self._epoch:
+            self._epoch, self._gmac, self._next, self._partial = epoch, gmac, 0, None
+        if seq < self._next:
             self.counters.duplicates += 1
             return []
-        elif seq > self._next:
+        if seq > self._next:
             self.counters.gaps += 1
             self.counters.missing += seq - self._next
             self._partial = None

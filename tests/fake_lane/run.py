@@ -1,4 +1,4 @@
-"""``medferry`` with one more kind of lane: ``fake``. Workers are told by the supervisor where a kind lives."""
+"""``medferry`` with one more kind of lane: ``fake``. The supervisor tells workers where a kind lives."""
 
 from __future__ import annotations
 
