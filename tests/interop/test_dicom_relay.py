@@ -136,9 +136,6 @@ SENDERS = {
 
 
 @pytest.mark.peer
-@pytest.mark.filterwarnings(
-    "ignore:Invalid value for VR UI:UserWarning"
-)  # a sample's own, passed on as it is
 @pytest.mark.parametrize("program", SENDERS)
 def test_dcmtk_to_dcmtk(program: str, relay: Product, pacs: Station, tmp_path: Path) -> None:
     options, names = SENDERS[program]
