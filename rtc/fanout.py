@@ -37,6 +37,9 @@ VOTE_SECONDS = 0.25
 RATE_DEADBAND = 0.05
 """Changes of the bitrate below this share are not worth telling the encoder."""
 
+RAISE_NS = 2_000_000_000
+"""Between two raises of the bitrate. Lowering is at once; a VP8 encoder pays each change with a keyframe."""
+
 BUDGET_SECONDS = 0.5
 """How much of the pixel budget may be spent at once: streams that start together are no overload."""
 
@@ -64,6 +67,7 @@ class Branch:
 
     thread: EncodeThread
     subscribers: list[Subscriber] = field(default_factory=list)
+    changed_ns: int = 0
 
     def publish(self, picture: CodedPicture) -> None:
         """Hand a picture to all."""
@@ -74,8 +78,11 @@ class Branch:
         """Tell the encoder what its subscribers can take."""
         votes = [vote for item in self.subscribers if (vote := item.vote(now_ns)) is not None]
         target = agree(votes)
-        if target is not None and abs(target / self.thread.bitrate - 1) > RATE_DEADBAND:
+        if target is None or abs(target / self.thread.bitrate - 1) <= RATE_DEADBAND:
+            return
+        if target < self.thread.bitrate or now_ns - self.changed_ns >= RAISE_NS:
             self.thread.set_bitrate(target)
+            self.changed_ns = now_ns
 
 
 @dataclass(slots=True)
@@ -239,6 +246,10 @@ class Hub:
             own = dataclasses.replace(frame, samples=bytes(frame.samples))
             for branch in stream.sound_branches.values():
                 branch.thread.offer(own, timeline_ns)
+
+    def adopt(self, stream: Stream) -> Stream:
+        """The stream of this name as it is now: it may have gone, or come anew, while a viewer connected."""
+        return self.streams.setdefault(stream.name, stream)
 
     def subscribe(self, stream: Stream, profile: VideoProfile, subscriber: Subscriber) -> EncodeThread:
         """Send `subscriber` the stream's pictures; the first is a keyframe, made at once."""

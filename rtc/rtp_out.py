@@ -196,6 +196,7 @@ class RtpOut:
         self.sdp = describe(
             self.settings,
             host=self._video_path.host,
+            rtcp_host=self._rtcp_path.host,
             sound_host=self._sound_path.host if self._sound_path else "",
             session=(self._session, self._version),
             sets=self._sets,
@@ -233,6 +234,7 @@ def describe(
     settings: RtpOutSettings,
     *,
     host: str,
+    rtcp_host: str,
     sound_host: str,
     session: tuple[int, int],
     sets: tuple[bytes, ...],
@@ -242,6 +244,7 @@ def describe(
     Args:
         settings: What is sent.
         host: IP address of the video's receiver.
+        rtcp_host: The sender reports', used where the settings name an address for them.
         sound_host: The sound's, where there is sound.
         session: Identifier and version of this description.
         sets: SPS and PPS, once known.
@@ -252,9 +255,8 @@ def describe(
     lines = ["v=0", f"o=- {session[0]} {session[1]} {origin}", "s=medferry", "t=0 0"]
     lines += [f"m=video {port} RTP/AVP {kind}", _connection(host)]
     if settings.rtcp is not None:
-        rtcp_host, rtcp_port = split_address(settings.rtcp)
-        same = rtcp_host == split_address(settings.address)[0]
-        lines.append(f"a=rtcp:{rtcp_port}" + ("" if same else f" IN IP4 {rtcp_host}"))
+        _, rtcp_port = split_address(settings.rtcp)
+        lines.append(f"a=rtcp:{rtcp_port} {_connection(rtcp_host).removeprefix('c=')}")
     if settings.codec == "vp8":
         lines.append(f"a=rtpmap:{kind} VP8/{VIDEO_CLOCK}")
     else:

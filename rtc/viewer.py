@@ -187,7 +187,8 @@ class Viewer:
             self._on_end(self)
 
     def _begin(self) -> None:
-        settings, stream = self._settings, self.stream
+        settings, stream = self._settings, self._hub.adopt(self.stream)
+        self.stream = stream
         self.end = SendingEnd(
             timeline=stream.timeline,
             video=self._video,
