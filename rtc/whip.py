@@ -37,6 +37,9 @@ from rtc.track import AudioTrack, Track, VideoTrack
 REPORT_SECONDS = 1.0
 """Between two receiver reports of a session, each with the bitrate that it may use."""
 
+FIRST_REPORT_SECONDS = 0.1
+"""The same until all media have begun: browsers believe a first REMB within two seconds, and start high."""
+
 H264_PROFILES = frozenset({"42", "4d", "64"})
 """profile_idc of baseline, main and high, as profile-level-id writes them (RFC 6184 §8.1)."""
 
@@ -260,7 +263,8 @@ class WhipSession:
             now_ns = time.monotonic_ns()
             for track in self.tracks.values():
                 self._report_track(track, now_ns)
-            await asyncio.sleep(REPORT_SECONDS)
+            known = all(track.ssrc is not None for track in self.tracks.values())
+            await asyncio.sleep(REPORT_SECONDS if known else FIRST_REPORT_SECONDS)
 
     def _report_track(self, track: Track, now_ns: int) -> None:
         block = track.report_block(now_ns)
@@ -412,7 +416,7 @@ class WhipServer:
     async def _delete(self, request: web.Request) -> web.Response:
         session = self._session(request)
         await self._discard(session)
-        return web.Response(status=200)
+        return web.Response(text="ended\n")
 
     async def _options_endpoint(self, _: web.Request) -> web.Response:
         return http.preflight("OPTIONS, POST", accept_post=http.SDP_TYPE)
