@@ -51,7 +51,8 @@ FAR_KEYFRAME = 1 << 20
 """Pictures between two keyframes that nobody asked for: hours. Viewers ask, and late ones are given one."""
 
 TWO_THREADS_ABOVE = 1280 * 720
-"""Pixels. Up to 720p one thread takes under 4 ms a picture, and a second one hardly helps."""
+"""Pixels, H.264 only. Up to 720p a second thread hardly helps. libvpx's threads wait for each other by
+spinning, which on a machine with few free cores costs far more than it gains."""
 
 VP8_STEP = 1.25
 """A VP8 encoder is replaced when the bitrate it should have is this many times off."""
@@ -175,7 +176,7 @@ class VideoEncoder:
         context.framerate = Fraction(self.rate, 1)
         seconds = self.profile.keyframe_seconds
         context.gop_size = FAR_KEYFRAME if seconds is None else max(1, round(seconds * self.rate))
-        context.thread_count = 1 if self.width * self.height <= TWO_THREADS_ABOVE else 2
+        context.thread_count = 2 if h264 and self.width * self.height > TWO_THREADS_ABOVE else 1
         context.bit_rate = bitrate
         # Average and maximum must be equal when x264 opens: only then does it let the maximum follow the
         # average later on.
