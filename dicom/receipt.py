@@ -24,7 +24,7 @@ from relay.errors import SpoolError, SpoolFull
 from relay.link import Arrival
 from relay.metrics import Metrics
 from relay.process import within
-from relay.records import Manifest, ObjectEnd, ObjectPart, ObjectStart
+from relay.records import MAX_MANIFEST_ENTRIES, Manifest, ObjectEnd, ObjectPart, ObjectStart
 from relay.spool import MAX_HEADER_BYTES, Entry, Facts, Part, Spool
 
 MAX_UNSYNCED_BYTES = 64 << 20
@@ -38,6 +38,9 @@ MAX_UNSYNCED_OBJECTS = 1024
 
 MAX_NAMED_MISSING = 100
 """Objects named one by one as never seen; the rest are only counted."""
+
+MAX_REFUSED_IDS = 4 * MAX_MANIFEST_ENTRIES
+"""Refused objects remembered, so that a manifest does not call them missing. It names what was sent last."""
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +69,7 @@ class Receipt:
         self.received = 0
         self.duplicates = 0
         self.refused: dict[str, int] = {}
+        self._refused_ids: dict[str, None] = {}
         self.missing: set[str] = set()
         self.full = False
 
@@ -104,8 +108,7 @@ class Receipt:
 
     def _part(self, record: ObjectPart) -> Awaitable[None] | None:
         if record.id in self._resumable:
-            del self._resumable[record.id]
-            self._open = _Open(self._spool.reopen(record.id), None)
+            return self._resuming(record.id, lambda: self._part(record))
         current = self._open
         if current is None or current.part.id != record.id:
             # Of an object that is known already, or was given up.
@@ -120,12 +123,24 @@ class Receipt:
 
     def _end(self, end: ObjectEnd) -> Awaitable[None] | None:
         if end.id in self._resumable:
-            del self._resumable[end.id]
-            self._open = _Open(self._spool.reopen(end.id), None)
-        current, self._open = self._open, None
+            return self._resuming(end.id, lambda: self._end(end))
+        current = self._open
         if current is None or current.part.id != end.id:
             return None
+        self._open = None
         return self._accept(current, end)
+
+    async def _resuming(self, id: str, then: Callable[[], Awaitable[None] | None]) -> None:
+        """Go on with the object that an earlier process had begun."""
+
+        def reopen() -> None:
+            self._open = _Open(self._spool.reopen(id), None)
+            del self._resumable[id]
+
+        await self._retrying(reopen)
+        waiting = then()
+        if waiting is not None:
+            await waiting
 
     async def _accept(self, current: _Open, end: ObjectEnd) -> None:
         part, start = current.part, current.start
@@ -146,7 +161,7 @@ class Receipt:
             self._refuse(part, "mismatch", "the data set is not the object that side A announced")
             return
         if self._spool.known(facts.sop_instance, end.sha256):
-            part.abandon()
+            self._spool.bury(part, facts.sop_instance)
             self._count_duplicate()
             return
         entry = self._spool.seal(part, facts)
@@ -179,7 +194,11 @@ class Receipt:
 
     def _compare(self, manifest: Manifest) -> None:
         """Name what A sent and B never saw. The manifest travels behind the objects it lists."""
-        now_missing = [entry.id for entry in manifest.entries if not self._spool.has(entry.id)]
+        now_missing = [
+            entry.id
+            for entry in manifest.entries
+            if entry.id not in self._refused_ids and not self._spool.has(entry.id)
+        ]
         for id in now_missing:
             if id not in self.missing and len(self.missing) < MAX_NAMED_MISSING:
                 self.missing.add(id)
@@ -195,9 +214,8 @@ class Receipt:
                 return
             except SpoolFull as full:
                 if full.bound == "object":
-                    log.error("an object is not taken: %s", full)
                     self._count_refusal("too-large")
-                    self._open = None
+                    self._give_up(str(full))
                     return
                 if not self.full:
                     log.warning("the link waits: %s", full)
@@ -214,6 +232,9 @@ class Receipt:
     def _refuse(self, part: Part, reason: str, detail: str) -> None:
         """Side A let pass what must not: keep it here for a person."""
         self._count_refusal(reason)
+        self._refused_ids[part.id] = None
+        if len(self._refused_ids) > MAX_REFUSED_IDS:
+            del self._refused_ids[next(iter(self._refused_ids))]
         log.error("object %s from the link is in quarantine: %s", part.id, detail)
         try:
             self._spool.quarantine(part, reason, detail)

@@ -29,7 +29,7 @@ from relay.spool_bridge import Bridge
 from relay.spool_committer import Intake, Recorded
 from relay.spool_feed import FEED_PAGE, Feed
 from relay.spool_files import Directory, is_reason, spool_error
-from relay.spool_index import Index, Mark, Refused, make_entry
+from relay.spool_index import Buried, Index, Mark, Refused, make_entry
 from relay.spool_ledger import Ledger
 from relay.spool_part import Part
 from relay.spool_parts import Parts
@@ -334,6 +334,14 @@ class Spool:
         return self._ledger.known(sop_instance, sha256) or self._lookup(
             _KNOWN, sop_instance, bytes.fromhex(sha256)
         )
+
+    def bury(self, part: Part, sop_instance: str) -> None:
+        """Remove a whole part that is `known`, and remember that its id needs no coming again (see `has`)."""
+        self._seq += 1
+        row = Buried(self._seq, part.id, sop_instance, part.sha256)
+        part.abandon()
+        self._ledger.put(row)
+        self._bridge.put(row)
 
     # ---- handing objects out -----------------------------------------------------------------------------
 

@@ -60,7 +60,17 @@ class Admitted:
     id: str
 
 
-Row = Entry | Mark | Refused | Admitted
+@dataclass(frozen=True, slots=True)
+class Buried:
+    """An object that is not kept, since another with the same data set is or was."""
+
+    seq: int
+    id: str
+    sop_instance: str
+    sha256: str
+
+
+Row = Entry | Mark | Refused | Admitted | Buried
 """What the committer records, in order."""
 
 
@@ -190,6 +200,9 @@ class Index:
                     replaced += self._quarantine(row)
                 elif type(row) is Admitted:
                     database.execute("DELETE FROM quarantine WHERE id = ?", (row.id,))
+                elif type(row) is Buried:
+                    values = (row.seq, row.id, row.sop_instance, bytes.fromhex(row.sha256))
+                    database.execute("INSERT INTO tombstones VALUES (?, ?, ?, ?)", values)
         return replaced
 
     def _object_values(self, entry: Entry) -> tuple[object, ...]:

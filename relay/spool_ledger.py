@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from relay.errors import SpoolFull
 from relay.spool_committer import Recorded
-from relay.spool_index import Mark, Refused, Row, Totals
+from relay.spool_index import Buried, Mark, Refused, Row, Totals
 from relay.spool_room import Room
 from relay.spool_types import DeliveryState, Entry, SpoolLimits, SpoolStats
 
@@ -30,14 +30,15 @@ class Ledger:
         self._totals = _NOTHING
         self._entries: dict[str, Entry] = {}
         self._instances: set[tuple[str, str]] = set()
+        self._buried: set[str] = set()
         self._pending: Counter[tuple[str, DeliveryState]] = Counter()
         self._quarantined = [0, 0]
         self._evicted = 0
         self._quarantine_dropped = 0
 
     def has(self, id: str) -> bool:
-        """Whether an object in custody has no row yet."""
-        return id in self._entries
+        """Whether an object in custody, or one that is not kept, has no row yet."""
+        return id in self._entries or id in self._buried
 
     def known(self, sop_instance: str, sha256: str) -> bool:
         """Whether this data set is in custody and has no row yet."""
@@ -50,8 +51,8 @@ class Ledger:
         for destination in self._destinations:
             self._pending[destination, DeliveryState.WAITING] += 1
 
-    def put(self, row: Mark | Refused) -> None:
-        """A delivery or a refusal is on its way into the index."""
+    def put(self, row: Mark | Refused | Buried) -> None:
+        """A delivery, a refusal or a duplicate is on its way into the index."""
         self._count(row, 1)
 
     def _count(self, row: Row, sign: int) -> None:
@@ -61,6 +62,10 @@ class Ledger:
         elif type(row) is Refused:
             self._quarantined[0] += sign
             self._quarantined[1] += sign * row.size
+        elif type(row) is Buried and sign > 0:
+            self._buried.add(row.id)
+        elif type(row) is Buried:
+            self._buried.discard(row.id)
 
     def recorded(self, news: Recorded) -> None:
         """Rows are written."""
