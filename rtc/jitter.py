@@ -368,7 +368,9 @@ class VideoJitter:
         assert self._broken_ns is not None
         if not self._had_keyframe:
             return now_ns - self._broken_ns >= START_NS
-        return not self._keyframes_come or now_ns - self._broken_ns >= CONCEAL_NS
+        if now_ns - self._broken_ns >= CONCEAL_NS:
+            self._keyframes_come = False
+        return not self._keyframes_come
 
     def _jump_to_keyframe(self, last: int, now_ns: int) -> list[VideoOutput]:
         """A keyframe that is whole behind a gap makes the gap worthless."""

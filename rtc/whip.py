@@ -416,7 +416,7 @@ class WhipServer:
     async def _delete(self, request: web.Request) -> web.Response:
         session = self._session(request)
         await self._discard(session)
-        return web.Response(text="ended\n")
+        return web.Response(status=200)
 
     async def _options_endpoint(self, _: web.Request) -> web.Response:
         return http.preflight("OPTIONS, POST", accept_post=http.SDP_TYPE)
