@@ -1,0 +1,145 @@
+"""What a benchmark of live media says: from sightings of stamped pictures to figures, a table and a plot.
+
+Pure but for `plot`, which writes a picture.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+FREEZE_MS = 500.0
+"""Without a new picture for so long, a viewer sees a freeze."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sighting:
+    """A stamped picture was seen. Both times are microseconds of one clock."""
+
+    counter: int
+    painted_us: int
+    seen_us: int
+
+    @property
+    def latency_ms(self) -> float:
+        """From painted to decoded."""
+        return (self.seen_us - self.painted_us) / 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """One measurement. A latency is from a picture painted to the same one decoded."""
+
+    name: str
+    pictures: int
+    """Seen, each counted once."""
+    sent: int
+    dropped: int
+    """Painted within the measured time and never seen."""
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    max_ms: float
+    jitter_ms: float
+    """Mean difference between the latencies of pictures that follow each other."""
+    freezes: int
+    longest_gap_ms: float
+    out_of_order: int
+    bitrate: float = 0.0
+    """Bits a second that were received."""
+    latencies_ms: list[float] = field(default_factory=list, repr=False)
+
+    def as_json(self) -> dict[str, Any]:
+        """All figures, JSON-able."""
+        return asdict(self)
+
+
+def percentile(ordered: Sequence[float], share: float) -> float:
+    """The smallest value that `share` (0 to 1) of them do not exceed; NaN of none."""
+    if not ordered:
+        return math.nan
+    return ordered[min(len(ordered) - 1, max(0, math.ceil(share * len(ordered)) - 1))]
+
+
+def evaluate(name: str, sightings: Sequence[Sighting], sent: Sequence[int], bitrate: float = 0.0) -> Report:
+    """The figures of one measurement.
+
+    Args:
+        name: What was measured.
+        sightings: In the order they were seen; a picture seen twice counts once, the first time.
+        sent: Counters of the pictures that count. Sightings of others are left out.
+        bitrate: Bits a second received.
+    """
+    wanted = set(sent)
+    first: dict[int, Sighting] = {}
+    for sighting in sightings:
+        if sighting.counter in wanted:
+            first.setdefault(sighting.counter, sighting)
+    seen = list(first.values())
+    latencies = [sighting.latency_ms for sighting in seen]
+    ordered = sorted(latencies)
+    pairs = list(itertools.pairwise(seen))
+    gaps = [(after.seen_us - before.seen_us) / 1000 for before, after in pairs]
+    changes = [abs(after.latency_ms - before.latency_ms) for before, after in pairs]
+    return Report(
+        name=name,
+        pictures=len(seen),
+        sent=len(wanted),
+        dropped=len(wanted) - len(seen),
+        p50_ms=round(percentile(ordered, 0.50), 3),
+        p95_ms=round(percentile(ordered, 0.95), 3),
+        p99_ms=round(percentile(ordered, 0.99), 3),
+        max_ms=round(percentile(ordered, 1.0), 3),
+        jitter_ms=round(sum(changes) / len(changes), 3) if changes else math.nan,
+        freezes=sum(gap > FREEZE_MS for gap in gaps),
+        longest_gap_ms=round(max(gaps, default=math.nan), 3),
+        out_of_order=sum(after.counter < before.counter for before, after in pairs),
+        bitrate=round(bitrate),
+        latencies_ms=[round(latency, 3) for latency in latencies],
+    )
+
+
+ROWS: tuple[tuple[str, str], ...] = (
+    ("p50", "{p50_ms:.1f} ms"),
+    ("p95", "{p95_ms:.1f} ms"),
+    ("p99", "{p99_ms:.1f} ms"),
+    ("max", "{max_ms:.1f} ms"),
+    ("jitter", "{jitter_ms:.2f} ms"),
+    ("pictures", "{pictures} of {sent}"),
+    ("dropped", "{dropped}"),
+    ("freezes", "{freezes}"),
+    ("longest gap", "{longest_gap_ms:.0f} ms"),
+)
+"""Label and format of each line that people read."""
+
+
+def lines(report: Report) -> list[tuple[str, str]]:
+    """Label and figure of each line, for a table."""
+    figures = report.as_json()
+    return [(label, pattern.format(**figures)) for label, pattern in ROWS]
+
+
+def plot(reports: Sequence[Report], path: str) -> None:
+    """Write the latencies over time, and their distribution, as a picture (PNG or SVG by its name).
+
+    Raises:
+        ImportError: matplotlib is not installed (``pip install medferry[perf]``).
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    over_time, distribution = figure.subplots(1, 2)
+    for report in reports:
+        over_time.plot(report.latencies_ms, linewidth=0.8, label=report.name)
+        ordered = sorted(report.latencies_ms)
+        shares = [(index + 1) / len(ordered) for index in range(len(ordered))]
+        distribution.plot(ordered, shares, linewidth=1.4, label=report.name)
+    over_time.set(xlabel="picture", ylabel="latency, ms", ylim=(0, None))
+    distribution.set(xlabel="latency, ms", ylabel="share of pictures", xlim=(0, None), ylim=(0, 1))
+    distribution.legend(loc="lower right", frameon=False)
+    figure.savefig(path, dpi=120)
