@@ -178,8 +178,8 @@ def test_what_a_destination_will_never_take_is_parked_and_can_be_sent_again(tmp_
     def answer(uid: str) -> int:
         return statuses.get(uid, lambda: 0)()
 
-    with contextlib.ExitStack() as stack:
-        pacs = stack.enter_context(Archive(answer=answer, syntaxes=(EXPLICIT, IMPLICIT)))
+    with contextlib.ExitStack() as stack, contextlib.ExitStack() as first:
+        pacs = first.enter_context(Archive(answer=answer, syntaxes=(EXPLICIT, IMPLICIT)))
         config = studies(listen=f"127.0.0.1:{port}", destinations={"pacs": pacs.destination}, sink=QUICK)
         relay = stack.enter_context(running(config, tmp_path))
         with Client(("127.0.0.1", port), "MEDFERRY", [(CT, [JPEG])]) as client:
@@ -197,7 +197,7 @@ def test_what_a_destination_will_never_take_is_parked_and_can_be_sent_again(tmp_
         assert "refused 2 objects" in str(sink_figures(relay)["complaints"])
 
         # The archive learns the transfer syntax and changes its mind; the operator sends again.
-        pacs.__exit__(None, None, None)
+        first.close()
         again = stack.enter_context(Archive(port=pacs.port))
         assert "2 deliveries" in relay.command("spool", "resend", "--parked", "--state", str(relay.state))
         again.wait([refused.uid, foreign.uid], 10)
@@ -218,7 +218,7 @@ def test_full_spools_refuse_as_transient_and_lose_nothing(tmp_path: Path) -> Non
         sink=f"{QUICK}\n[lane.sink.spool]\nmax_objects = 3",
     )
     acknowledged: list[Made] = []
-    # Bigger than what the link's own buffers hold would be slow; small ones fill those first.
+    # Each more than a fragment, so that the link's own buffers hold few of them.
     offered = (made(number, 2_000_000) for number in range(100))
     with running(config, tmp_path) as relay:
         with Client(("127.0.0.1", port), "MEDFERRY", [(CT, [EXPLICIT])]) as client:
@@ -284,14 +284,16 @@ def test_a_drain_in_mid_transfer_loses_nothing_and_keeps_its_time(tmp_path: Path
     started = threading.Event()
 
     def sender() -> None:
-        with contextlib.suppress(OSError, NotUnderstood):
-            with Client(("127.0.0.1", port), "MEDFERRY", [(CT, [EXPLICIT])]) as client:
-                for number in range(100_000):
-                    each = made(number, 3_000_000 if number % 5 == 0 else 5_000)
-                    if client.store(CT, each.uid, each.data) == 0:
-                        acknowledged[each.uid] = each.sha256
-                    if number == 20:
-                        started.set()
+        with (
+            contextlib.suppress(OSError, NotUnderstood),
+            Client(("127.0.0.1", port), "MEDFERRY", [(CT, [EXPLICIT])]) as client,
+        ):
+            for number in range(100_000):
+                each = made(number, 3_000_000 if number % 5 == 0 else 5_000)
+                if client.store(CT, each.uid, each.data) == 0:
+                    acknowledged[each.uid] = each.sha256
+                if number == 20:
+                    started.set()
 
     with Archive() as pacs:
         config = studies(destinations={"pacs": pacs.destination}, **config_of)
