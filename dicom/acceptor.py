@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 MAX_UNSENT_BYTES = 64 * 1024
 """Answers that a peer has not taken; above it no further request of its is read. An answer has about 250."""
 
+EVENTS_PER_TURN = 64
+"""Events of one connection acted on before others get their turn: a read may hold thousands of echoes."""
+
 log = logging.getLogger(__name__)
 
 _clock = time.monotonic
@@ -82,6 +85,11 @@ class Acceptor(asyncio.BufferedProtocol):
 
     def __repr__(self) -> str:
         return f"<Acceptor {self._peer or self.address} {self._association.state}>"
+
+    @property
+    def over(self) -> bool:
+        """Whether the connection is closed, or is about to be without further ado."""
+        return self._association.over
 
     # ---- the loop's calls --------------------------------------------------------------------------------
 
@@ -148,21 +156,25 @@ class Acceptor(asyncio.BufferedProtocol):
     def _work(self) -> None:
         """Act on what was received, as far as we may go on, then on what that leads to."""
         association = self._association
-        while not (self._finishing or self._blocked) or association.ended:
+        turn = 0
+        while not (self._finishing or self._blocked or turn == EVENTS_PER_TURN) or association.ended:
             event = association.next_event()
             if event is None:
                 break
             self._act(event)
+            turn += 1
         else:
             self._pause()
+            if turn == EVENTS_PER_TURN:
+                asyncio.get_running_loop().call_soon(self._resume)
         output = association.take_output()
         if output and not self._lost:
             self._transport.write(b"".join(output))
+            if association.ended:
+                self._end_of_output()
         if association.ended:
             if self._finishing is None:
                 self._server.ended(self)
-                if self._lost:
-                    self._server.disconnected(self)
             if self._paused and not self._lost:
                 # The peer's last bytes are read and dropped, or the close would destroy our answer.
                 self._paused = False
@@ -173,6 +185,14 @@ class Acceptor(asyncio.BufferedProtocol):
             self._transport.abort()
         else:
             self._arm()
+
+    def _end_of_output(self) -> None:
+        """It was our last PDU. A peer that waits for the connection's end need not wait for our timer."""
+        if self._transport.can_write_eof():
+            try:
+                self._transport.write_eof()
+            except OSError as error:
+                log.debug("%s was gone before we said the end: %s", self.address, error)
 
     def _pause(self) -> None:
         """What came already waits here, the rest at the sender."""

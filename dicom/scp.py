@@ -46,7 +46,7 @@ BACKLOG = 512
 MAX_UNASSOCIATED = 64
 """Connections without an association yet, and as many again that are about to close."""
 
-RECEIVE_BYTES = 512 * 1024
+RECEIVE_BYTES = 256 * 1024
 """The one buffer that all associations of a server are read into, one after the other."""
 
 log = logging.getLogger(__name__)
@@ -163,14 +163,12 @@ class Server:
             del self._established[acceptor]
             self._per_address -= Counter((acceptor.address,))
             self._gone.set()
+        if acceptor.over:
+            self._closing.pop(acceptor, None)
+            return
         self._closing[acceptor] = None
         if len(self._closing) > MAX_UNASSOCIATED:
             next(iter(self._closing)).end("others wait for the place of a closing connection")
-
-    def disconnected(self, acceptor: Acceptor) -> None:
-        """The connection is closed."""
-        self.ended(acceptor)
-        self._closing.pop(acceptor, None)
 
     def fault(self, error: BaseException) -> None:
         """The handler raised what it should not: ours, and the server's end."""
