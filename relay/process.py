@@ -101,6 +101,7 @@ class Process:
     """Set when the process is not to be started again."""
     _stop_signal: int = 0
     _finishing: bool = False
+    _renewing: bool = False
 
     def __repr__(self) -> str:
         state = "ready" if self.ready else "up" if self.pid else "down"
@@ -118,6 +119,8 @@ class Process:
                 outcome = await self._once()
                 if self._done:
                     break
+                if self._renewing:
+                    continue
                 self.restarts += 1
                 lived = time.monotonic() - self.started_at
                 backoff = 0.0 if lived > STABLE_SECONDS else min(backoff * 2 or FIRST_BACKOFF, LAST_BACKOFF)
@@ -131,6 +134,7 @@ class Process:
     async def _once(self) -> str:
         """Start it, wait for its end, and say how it went."""
         self.started_at = time.monotonic()
+        self._renewing = False
         report_out, report_in = os.pipe()
         log_out, log_in = os.pipe()
         try:
@@ -171,6 +175,8 @@ class Process:
             self._pidfd = os.pidfd_open(process.pid)
         if self._stop_signal:
             self._signal(self._stop_signal)
+        if self._renewing:
+            self.kill()
         readers = [
             asyncio.create_task(self._listen(report_out), name=f"{self.name} reports"),
             asyncio.create_task(self._copy_log(log_out), name=f"{self.name} log"),
@@ -249,6 +255,11 @@ class Process:
     def finish(self) -> None:
         """Do not restart it once it has ended by itself, with exit status 0."""
         self._finishing = True
+
+    def renew(self) -> None:
+        """End it at once and start it anew with what `launch` says then. That is no failure."""
+        self._renewing = True
+        self.kill()
 
     def kill(self) -> None:
         """End it at once. Safe at any point: custody never depends on a graceful end."""

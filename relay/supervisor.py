@@ -96,6 +96,7 @@ class Lane:
     sockets: dict[SideName, dict[str, list[socket.socket]]] = field(default_factory=dict)
     draining: bool = False
     _source_was_ready: bool = False
+    _source_epoch: int = 0
     _files: dict[SideName, dict[str, int]] = field(default_factory=dict)
     _tasks: tuple[asyncio.Task[None], ...] = ()
     source: Process = field(init=False)
@@ -215,6 +216,11 @@ class Lane:
             for sock in sockets
         ]
         files = self._copy_files(name)
+        epoch = self.epochs.next()
+        if name == "source":
+            # No earlier source can have spoken for this epoch: the valve passes none beyond it.
+            self._source_epoch = epoch
+            self.valve.renew()
         boot = {
             "relay_name": self.relay.name,
             "side": name,
@@ -226,7 +232,7 @@ class Lane:
             "serve": getattr(LANE_KINDS[self.settings.kind], name),
             "settings": LANE_KINDS[self.settings.kind].settings,
             "key": self.key.hex(),
-            "epoch": self.epochs.next(),
+            "epoch": epoch,
             "link_is_new": name == "source" and not self._source_was_ready,
             "state": self.directory(name),
             "link_fd": end.fileno(),
@@ -249,10 +255,23 @@ class Lane:
             yield from sockets
 
     def _launch_valve(self, report_fd: int) -> Launch:
+        if not self.draining:
+            self._renew_pairs()
         ends = (self.pairs.valve_in.fileno(), self.pairs.valve_out.fileno())
-        arguments = (*ends, report_fd, self.number, self.settings.link_bytes_per_second)
+        rate = self.settings.link_bytes_per_second
+        arguments = (*ends, report_fd, self.number, self._source_epoch, rate)
         program = [sys.executable, "-I", os.path.abspath(valve.__file__), *map(str, arguments)]
         return Launch(command=self.confinement("valve").command(program), descriptors=ends)
+
+    def _renew_pairs(self) -> None:
+        """Give a side that shut its own end of the link a new one, in a new process."""
+        old, self.pairs = self.pairs, self.pairs.renewed()
+        if self.pairs.source_end is not old.source_end:
+            log.error("%s shut its end of the link; ending it", self.source.name)
+            self.source.kill()
+        if self.pairs.sink_end is not old.sink_end:
+            log.error("%s shut its end of the link; ending it", self.sink.name)
+            self.sink.kill()
 
     async def drain(self, deadline: float) -> None:
         """End the lane in the direction of the data, by `deadline` (of `time.monotonic`) at the latest."""

@@ -9,11 +9,11 @@ ancillary data), and what B does to its socket is seen by this process alone.
 
 Each fragment is peeked at, checked, sent, and only then taken. Killed at any point, the valve loses nothing;
 at worst the next one sends a fragment twice, which B drops by its number. Checked are size, shape, lane,
-order (an epoch never goes back, a number never comes twice) and rate. It holds no key and cannot forge: the
-MAC is B's to check. Standard library only; it imports nothing of medferry, and a test keeps these numbers
-equal to `wire.py`'s.
+order (an epoch never goes back, nor beyond the source's own; a number never comes twice) and rate. It holds
+no key and cannot forge: the MAC is B's to check. Standard library only; it imports nothing of medferry, and
+a test keeps these numbers equal to `wire.py`'s.
 
-    python -I valve.py IN_FD OUT_FD REPORT_FD LANE BYTES_PER_SECOND
+    python -I valve.py IN_FD OUT_FD REPORT_FD LANE NEWEST_EPOCH BYTES_PER_SECOND
 """
 
 import array
@@ -38,8 +38,9 @@ BURST_SECONDS = 0.05  # how far a sender may run ahead of its rate: what one tim
 class Order:
     """What of a fragment can be checked without a key, and what was seen so far."""
 
-    def __init__(self, lane: int) -> None:
+    def __init__(self, lane: int, newest_epoch: int) -> None:
         self.lane = lane
+        self.newest_epoch = newest_epoch
         self.epoch = -1
         self.next = 0
 
@@ -54,26 +55,30 @@ class Order:
             return "size"
         if lane != self.lane:
             return "lane"
-        if epoch < self.epoch or (epoch == self.epoch and seq < self.next):
+        if not self.epoch <= epoch <= self.newest_epoch or (epoch == self.epoch and seq < self.next):
             return "order"
         self.epoch, self.next = epoch, seq + 1
         return None
+
+
+def waiting(inlet: socket.socket) -> int:
+    """Bytes of fragments that nobody has taken yet."""
+    count = array.array("i", [0])
+    fcntl.ioctl(inlet, termios.FIONREAD, count)
+    return count[0]
 
 
 def ended(inlet: socket.socket) -> bool:
     """Whether A's side is closed for good and nothing waits: an empty message alone does not end a link."""
     poll = select.poll()
     poll.register(inlet, select.POLLRDHUP)
-    waiting = array.array("i", [0])
-    fcntl.ioctl(inlet, termios.FIONREAD, waiting)
-    return bool(poll.poll(0)) and not waiting[0]
+    return bool(poll.poll(0)) and not waiting(inlet)
 
 
-def run(inlet: socket.socket, outlet: socket.socket, report_fd: int, lane: int, rate: int) -> None:
+def run(inlet: socket.socket, outlet: socket.socket, report_fd: int, order: Order, rate: int) -> None:
     """Move fragments until A's side ends. `rate` is bytes a second, 0 for no limit."""
     buffer = memoryview(bytearray(MAX_FRAGMENT + 1))
     taken = bytearray(1)
-    order = Order(lane)
     figures: dict[str, int] = {"fragments": 0, "bytes": 0}
     next_report = allowed_at = time.monotonic()
     while True:
@@ -99,6 +104,6 @@ def run(inlet: socket.socket, outlet: socket.socket, report_fd: int, lane: int, 
 
 
 if __name__ == "__main__":
-    in_fd, out_fd, report, lane_number, bytes_per_second = map(int, sys.argv[1:])
+    in_fd, out_fd, report, lane_number, newest, limit = map(int, sys.argv[1:])
     os.write(report, b'{"ready": true}\n')
-    run(socket.socket(fileno=in_fd), socket.socket(fileno=out_fd), report, lane_number, bytes_per_second)
+    run(socket.socket(fileno=in_fd), socket.socket(fileno=out_fd), report, Order(lane_number, newest), limit)

@@ -18,12 +18,17 @@ from relay import wire
 from relay.errors import WireError
 from relay.link import SILENCE_SECONDS, Deliver
 from relay.records import Record
+from relay.valve import waiting
 
 log = logging.getLogger(__name__)
 
 SOCKET_BUFFER = 4 << 20
 """Bytes that each of the two sockets may hold: three raw 720p pictures, so that a picture is written in one
-go, and little enough that a full link is noticed within milliseconds."""
+go, and little enough that a full link is noticed within milliseconds. Without root the kernel may give less
+(net.core.wmem_max), which costs speed only."""
+
+SO_SNDBUFFORCE = 32
+"""asm-generic/socket.h: beyond net.core.wmem_max, for root."""
 
 REFUSAL_LOG_SECONDS = 1.0
 """Between two lines about refused fragments: a source in the wrong hands must not fill B's disk with them."""
@@ -41,6 +46,27 @@ class Pairs:
     valve_out: socket.socket
     sink_end: socket.socket
 
+    def renewed(self) -> Pairs:
+        """These pairs, each one that its outer process shut on purpose replaced by a new one.
+
+        A process in the wrong hands can end its own end for good. What was in that pair is lost.
+        """
+        source_end, valve_in, valve_out, sink_end = (
+            self.source_end,
+            self.valve_in,
+            self.valve_out,
+            self.sink_end,
+        )
+        if _hung_up(valve_in):
+            source_end.close()
+            valve_in.close()
+            source_end, valve_in = _half_shut_pair()
+        if _hung_up(valve_out):
+            valve_out.close()
+            sink_end.close()
+            valve_out, sink_end = _half_shut_pair()
+        return Pairs(source_end, valve_in, valve_out, sink_end)
+
     def close(self) -> None:
         """Close all four; what is still in them is lost."""
         for end in (self.source_end, self.valve_in, self.valve_out, self.sink_end):
@@ -50,10 +76,21 @@ class Pairs:
 def _half_shut_pair() -> tuple[socket.socket, socket.socket]:
     writer, reader = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for end in (writer, reader):
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
+        # The kernel doubles what it is asked for.
+        try:
+            end.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, SOCKET_BUFFER // 2)
+        except PermissionError:
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER // 2)
     writer.shutdown(socket.SHUT_RD)
     reader.shutdown(socket.SHUT_WR)
     return writer, reader
+
+
+def _hung_up(valve_end: socket.socket) -> bool:
+    """Whether the process at the other end has shut the one direction that was open, and nothing waits."""
+    poll = select.poll()
+    poll.register(valve_end, 0)
+    return any(events & select.POLLHUP for _, events in poll.poll(0)) and not waiting(valve_end)
 
 
 def make_pairs() -> Pairs:

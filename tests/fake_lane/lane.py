@@ -1,7 +1,7 @@
 """A lane kind for tests of the core: lines of TCP in, the same lines over TCP out, in order, nothing kept.
 
 The source takes ``<32 hex digits>\n`` from any connection and sends an `ObjectEnd` of that id; the sink
-appends the id to ``arrived`` in its directory. Words instead of an id make a side misbehave: see `SOURCE_DEEDS`.
+appends the id to ``arrived`` in its directory. Words instead of an id make the source misbehave.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ def test_a_picture_at_the_edge_of_one_fragment() -> None:
 
 
 def test_records_before_and_after_a_large_one_stay_in_order() -> None:
-    records = [end(1), part(2), picture(640, 480), end(3), picture(640, 480, seq=1), part(4)]
+    records: list[r.Record] = [end(1), part(2), picture(640, 480), end(3), picture(640, 480, seq=1), part(4)]
     assert decode(encode(*records)) == records
 
 
@@ -227,7 +227,14 @@ def authentic(
     payload: bytes, *, shape: int = wire.WHOLE, total: int = 0, seq: int = 0, **fields: Any
 ) -> bytearray:
     """A fragment that a source in the wrong hands can make: the key is right, the rest is as told."""
-    values = {"magic": wire.MAGIC, "version": wire.VERSION, "lane": LANE, "zero": 0, "epoch": 1, "pad": 0}
+    values: dict[str, Any] = {
+        "magic": wire.MAGIC,
+        "version": wire.VERSION,
+        "lane": LANE,
+        "zero": 0,
+        "epoch": 1,
+        "pad": 0,
+    }
     values |= {"size": len(payload), **fields}
     head = wire.HEADER.pack(
         values["magic"],
@@ -243,8 +250,8 @@ def authentic(
         values["pad"],
     )
     fragment = bytearray(head + payload)
-    nonce = int(values["epoch"]).to_bytes(4, "big") + seq.to_bytes(8, "big")
-    return fragment + wire.epoch_key(KEY, int(values["epoch"])).encrypt(nonce, b"", bytes(fragment))
+    nonce = values["epoch"].to_bytes(4, "big") + seq.to_bytes(8, "big")
+    return fragment + wire.epoch_key(KEY, values["epoch"]).encrypt(nonce, b"", bytes(fragment))
 
 
 def record(kind: int, body: bytes, size: int | None = None) -> bytes:

@@ -1,0 +1,255 @@
+"""The link's two ends: they wait, wake, and give up without losing or tearing a fragment."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import select
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from relay import wire
+from relay.link import SILENCE_SECONDS, Arrival
+from relay.records import ObjectPart, Record
+from relay.valve_link import SOCKET_BUFFER, Pairs, ValveInlet, ValveOutlet, make_pairs
+from tests.oneway.kit import link
+from tests.relay.samples import KEY, LANE, end, part, picture
+
+
+@pytest.fixture
+def pairs() -> Iterator[Pairs]:
+    made = make_pairs()
+    yield made
+    made.close()
+
+
+def outlet(sock: socket.socket, epoch: int = 1) -> ValveOutlet:
+    return ValveOutlet(sock, wire.Encoder(lane=LANE, key=KEY, epoch=epoch))
+
+
+def inlet(sock: socket.socket) -> ValveInlet:
+    return ValveInlet(sock, wire.Decoder(lane=LANE, key=KEY))
+
+
+def test_the_pairs_go_one_way(pairs: Pairs) -> None:
+    pairs.source_end.send(b"x")
+    assert pairs.valve_in.recv(9) == b"x"
+    with pytest.raises(OSError) as caught:
+        pairs.sink_end.send(b"x")
+    assert caught.value.errno == errno.EPIPE
+    pairs.close()
+    assert all(
+        end.fileno() == -1 for end in (pairs.source_end, pairs.valve_in, pairs.valve_out, pairs.sink_end)
+    )
+
+
+@pytest.mark.parametrize("side", ["nobody", "source", "sink"])
+def test_only_the_pair_that_was_shut_on_purpose_is_renewed(pairs: Pairs, side: str) -> None:
+    if side == "source":
+        pairs.source_end.shutdown(socket.SHUT_WR)
+    if side == "sink":
+        pairs.sink_end.shutdown(socket.SHUT_RD)
+    new = pairs.renewed()
+    assert (new.source_end is not pairs.source_end, new.sink_end is not pairs.sink_end) == (
+        side == "source",
+        side == "sink",
+    )
+    new.source_end.send(b"x")
+    assert new.valve_in.recv(9) == b"x"
+    new.valve_out.send(b"y")
+    assert new.sink_end.recv(9) == b"y"
+    new.close()
+
+
+def test_a_pair_in_which_something_waits_is_not_renewed_before_it_is_taken(pairs: Pairs) -> None:
+    pairs.source_end.send(b"last words")
+    pairs.source_end.shutdown(socket.SHUT_WR)
+    assert pairs.renewed().source_end is pairs.source_end
+    assert pairs.valve_in.recv(99) == b"last words"
+    new = pairs.renewed()
+    assert new.source_end is not pairs.source_end
+    new.close()
+
+
+class Received:
+    """Collects what arrives; `enough` is set at the expected number."""
+
+    def __init__(self, expected: int) -> None:
+        self.records: list[Record] = []
+        self.enough = asyncio.Event()
+        self.expected = expected
+
+    def __call__(self, arrival: Arrival) -> None:
+        record = arrival.record
+        if isinstance(record, ObjectPart):
+            record = ObjectPart(id=record.id, offset=record.offset, data=bytes(record.data))
+        self.records.append(record)
+        if len(self.records) >= self.expected:
+            self.enough.set()
+
+
+async def test_records_cross_the_real_valve_in_order() -> None:
+    with link() as valve:
+        source, sink = outlet(valve.pairs.source_end), inlet(valve.pairs.sink_end)
+        received = Received(300)
+        pump = asyncio.create_task(sink.pump(received))
+        for number in range(0, 300, 3):
+            await source.send(end(number), part(number + 1), end(number + 2))
+        await asyncio.wait_for(received.enough.wait(), 10)
+        assert [getattr(item, "offset", item) for item in received.records] == [
+            number if number % 3 == 1 else end(number) for number in range(300)
+        ]
+        valve.pairs.source_end.close()
+        assert valve.process.wait(10) == 0
+        valve.pairs.valve_out.close()
+        await asyncio.wait_for(pump, 10)
+
+
+async def test_a_full_link_makes_the_source_wait_and_says_so(pairs: Pairs) -> None:
+    source = outlet(pairs.source_end)
+    assert not source.congested
+    sending = asyncio.create_task(_send_many(source, 100))
+    await _until_blocked(source)
+    assert source.congested
+    assert source.waits > 0
+    assert 2 <= source.fragments <= SOCKET_BUFFER // 100_000, "one socket's buffer"
+    sink = inlet(pairs.valve_in)
+    received = Received(100)
+    pump = asyncio.create_task(sink.pump(received))
+    await asyncio.wait_for(sending, 10)
+    await asyncio.wait_for(received.enough.wait(), 10)
+    assert not source.congested
+    pump.cancel()
+
+
+async def _send_many(source: ValveOutlet, count: int) -> None:
+    for number in range(count):
+        await source.send(part(number, size=100_000))
+
+
+async def _until_blocked(source: ValveOutlet) -> None:
+    fragments = -1
+    while source.fragments != fragments or not source.waits:
+        fragments = source.fragments
+        await asyncio.sleep(0.02)
+
+
+async def test_a_cancelled_send_leaves_no_hole_in_the_numbering(pairs: Pairs) -> None:
+    source = outlet(pairs.source_end)
+    sending = asyncio.create_task(source.send(*(picture(1280, 720, seq=number) for number in range(9))))
+    await _until_blocked(source)
+    sending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sending
+    sink = inlet(pairs.valve_in)
+    received = Received(10**9)
+    pump = asyncio.create_task(sink.pump(received))
+    await source.send(end(1))
+    pairs.source_end.close()
+    await asyncio.wait_for(pump, 10)
+    assert received.records[-1] == end(1)
+    assert sink.decoder.counters.gaps == 0
+    assert not sink.decoder.counters.refused
+
+
+async def test_two_senders_do_not_mix_their_fragments() -> None:
+    with link() as valve:
+        source, sink = outlet(valve.pairs.source_end), inlet(valve.pairs.sink_end)
+        received = Received(20)
+        pump = asyncio.create_task(sink.pump(received))
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(10):
+                tasks.create_task(source.send(picture(640, 480, seq=number)))
+                tasks.create_task(source.send(end(number)))
+        await asyncio.wait_for(received.enough.wait(), 10)
+        assert sink.decoder.counters.refused == {}
+        pump.cancel()
+
+
+async def test_a_fragment_is_taken_only_when_all_its_records_are_dealt_with(pairs: Pairs) -> None:
+    """A sink that dies in the middle of a fragment sees it again."""
+    await outlet(pairs.source_end).send(end(1), end(2))
+    seen: list[Record] = []
+
+    async def deliver(arrival: Arrival) -> None:
+        seen.append(arrival.record)
+        if arrival.record == end(2):
+            raise ConnectionError("the sink dies here")
+
+    with pytest.raises(ConnectionError):
+        await inlet(pairs.valve_in).pump(deliver)
+    received = Received(2)
+    again = asyncio.create_task(inlet(pairs.valve_in).pump(received))
+    await asyncio.wait_for(received.enough.wait(), 10)
+    assert (seen, received.records) == ([end(1), end(2)], [end(1), end(2)])
+    again.cancel()
+
+
+async def test_while_delivery_waits_the_link_fills(pairs: Pairs) -> None:
+    source, sink = outlet(pairs.source_end), inlet(pairs.valve_in)
+    gate = asyncio.Event()
+
+    async def wait(_: Arrival) -> None:
+        await gate.wait()
+
+    pump = asyncio.create_task(sink.pump(wait))
+    sending = asyncio.create_task(_send_many(source, 100))
+    await _until_blocked(source)
+    assert not sending.done()
+    gate.set()
+    await asyncio.wait_for(sending, 10)
+    pump.cancel()
+
+
+async def test_refusals_are_counted_and_told_once_a_second(
+    pairs: Pairs, caplog: pytest.LogCaptureFixture
+) -> None:
+    sink = inlet(pairs.valve_in)
+    received = Received(1)
+    pump = asyncio.create_task(sink.pump(received))
+    for _ in range(500):
+        pairs.source_end.send(os.urandom(80))
+    await outlet(pairs.source_end).send(end(1))
+    await asyncio.wait_for(received.enough.wait(), 10)
+    assert sink.decoder.counters.refused == {"malformed": 500}
+    assert 1 <= len(caplog.records) < 5
+    pump.cancel()
+
+
+async def test_silence_is_noticed_and_ends_with_the_next_fragment(
+    pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr("relay.valve_link.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("relay.valve_link.time.monotonic_ns", lambda: int(clock[0] * 1e9))
+    sink = inlet(pairs.valve_in)
+    clock[0] += SILENCE_SECONDS
+    assert not sink.silent
+    clock[0] += 0.1
+    assert sink.silent
+    assert "silent=True" in repr(sink)
+    received = Received(1)
+    pump = asyncio.create_task(sink.pump(received))
+    await outlet(pairs.source_end).send(end(1))
+    await received.enough.wait()
+    assert not sink.silent
+    pump.cancel()
+
+
+async def test_repr_tells_how_far_an_outlet_is(pairs: Pairs) -> None:
+    source = outlet(pairs.source_end)
+    await source.send(end(1))
+    assert repr(source) == "<ValveOutlet <Encoder lane=7 epoch=1 seq=1> fragments=1 congested=False>"
+    assert KEY.hex() not in repr(source)
+
+
+def test_the_other_end_can_be_waited_for_by_poll(pairs: Pairs) -> None:
+    """`ended` rests on POLLRDHUP of a half-shut socket: set by the end of A alone."""
+    poll = select.poll()
+    poll.register(pairs.valve_in, select.POLLRDHUP)
+    assert poll.poll(0) == []
+    pairs.source_end.close()
+    assert poll.poll(0)
