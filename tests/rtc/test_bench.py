@@ -1,0 +1,144 @@
+"""The benchmark's figures are what its sightings say, and its two ends see every picture of each other."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from relay.errors import MedferryError
+from rtc.bench import Options, bench_rtp, bench_webrtc, direct_rtp
+from rtc.bench_report import Report, Sighting, evaluate, lines, percentile, plot
+from rtc.camera import Camera, Size
+from rtc.settings import VideoCodec
+from rtc.stamp import read
+from tests.netproxy import Impairment, UdpProxy
+
+SMALL = Size(width=320, height=180, rate=30)
+
+
+def sightings(*latencies_ms: float, start: int = 0, gap_ms: int = 33) -> list[Sighting]:
+    return [
+        Sighting(
+            counter=start + index,
+            painted_us=1_000_000 + 1000 * gap_ms * index,
+            seen_us=1_000_000 + 1000 * gap_ms * index + round(1000 * latency),
+        )
+        for index, latency in enumerate(latencies_ms)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("share", "value"), [(0.0, 1.0), (0.5, 50.0), (0.95, 95.0), (0.99, 99.0), (0.991, 100.0), (1.0, 100.0)]
+)
+def test_percentiles_are_of_the_values_themselves(share: float, value: float) -> None:
+    assert percentile([float(number) for number in range(1, 101)], share) == value
+
+
+def test_percentile_of_nothing() -> None:
+    assert math.isnan(percentile([], 0.5))
+
+
+def test_latency_and_jitter() -> None:
+    report = evaluate("x", sightings(10, 12, 10, 30), range(4))
+    assert (report.p50_ms, report.max_ms, report.pictures, report.dropped) == (10, 30, 4, 0)
+    assert report.jitter_ms == pytest.approx((2 + 2 + 20) / 3, abs=0.001)
+    assert report.freezes == 0
+
+
+def test_drops_are_what_was_painted_and_never_seen() -> None:
+    seen = sightings(10, 10, 10, 10)
+    report = evaluate("x", [seen[0], seen[3]], range(4))
+    assert (report.pictures, report.dropped, report.sent) == (2, 2, 4)
+    assert report.longest_gap_ms == 99
+
+
+def test_a_picture_that_is_seen_twice_counts_once_and_early() -> None:
+    once = sightings(10)
+    again = [Sighting(counter=0, painted_us=once[0].painted_us, seen_us=once[0].seen_us + 70_000)]
+    report = evaluate("x", once + again, range(1))
+    assert (report.pictures, report.max_ms) == (1, 10)
+
+
+def test_pictures_outside_of_the_measured_time_do_not_count() -> None:
+    report = evaluate("x", sightings(500, 10, 10), range(1, 3))
+    assert (report.pictures, report.max_ms) == (2, 10)
+
+
+def test_a_freeze_is_a_gap_above_half_a_second() -> None:
+    early, late = sightings(10, 10), sightings(10, start=40, gap_ms=33)
+    stuck = [Sighting(counter=40, painted_us=late[0].painted_us, seen_us=early[-1].seen_us + 501_000)]
+    assert evaluate("x", early + stuck, range(41)).freezes == 1
+
+
+def test_order() -> None:
+    seen = sightings(10, 10, 10)
+    assert evaluate("x", [seen[1], seen[0], seen[2]], range(3)).out_of_order == 1
+
+
+def test_the_report_can_be_read_by_people_and_scripts(tmp_path: Path) -> None:
+    report = evaluate("relay", sightings(10, 12, 11), range(3))
+    assert json.loads(json.dumps(report.as_json()))["p50_ms"] == 11
+    assert dict(lines(report))["pictures"] == "3 of 3"
+    plot([report], str(tmp_path / "plot.png"))
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_camera_stamps_what_it_shows() -> None:
+    camera = Camera(SMALL)
+    for counter in (0, 7):
+        frame = camera.picture(counter)
+        stamp = read(np.frombuffer(frame.planes[0], np.uint8).reshape(180, 320))
+        assert stamp is not None
+        assert (stamp.counter, stamp.time_us) == (counter, frame.captured_ns // 1000)
+    assert camera.painted == [0, 7]
+
+
+@pytest.mark.parametrize("codec", ["h264", "vp8"])
+async def test_the_ends_see_each_other(codec: VideoCodec) -> None:
+    report = await direct_rtp(
+        Options(source="", sink="", seconds=1.5, codec=codec, size=SMALL, bitrate=500_000)
+    )
+    assert report.sent >= 10
+    assert report.pictures >= report.sent - 2
+    assert 0 < report.p50_ms < 500
+    assert report.name == "direct"
+
+
+async def test_ipv6_and_loss_are_repaired_between_the_ends() -> None:
+    async with UdpProxy(target=("::1", 0), seed=5) as nothing:
+        free = nothing.address[1]
+    async with UdpProxy(target=("::1", free), forward=Impairment(drop=0.03), seed=5) as proxy:
+        report = await bench_rtp(
+            Options(
+                source=f"[::1]:{proxy.address[1]}",
+                sink=f"[::1]:{free}",
+                seconds=2,
+                size=SMALL,
+                bitrate=500_000,
+            )
+        )
+        assert proxy.sent.dropped > 0
+    assert report.pictures >= 0.8 * report.sent
+    assert report.freezes == 0
+
+
+async def test_nothing_that_comes_is_an_error_with_a_cure() -> None:
+    options = Options(source="127.0.0.1:9", sink="127.0.0.1:0", seconds=0.2, size=SMALL)
+    with pytest.raises(MedferryError, match=r"no picture came .* one lane"):
+        await bench_rtp(options)
+
+
+async def test_an_endpoint_that_is_not_there() -> None:
+    options = Options(source="http://127.0.0.1:9/whip/x", sink="http://127.0.0.1:9/whep/x", size=SMALL)
+    with pytest.raises(MedferryError, match="is the relay running"):
+        await bench_webrtc(options)
+
+
+def test_a_report_is_a_value() -> None:
+    one = evaluate("x", sightings(1), range(1))
+    assert isinstance(one, Report)
+    assert "latencies_ms" not in repr(one)
