@@ -28,10 +28,14 @@ from relay.spool_types import Entry, SpoolLimits
 MAX_GROUP = 128
 """Objects in one pass: their fsyncs take about 50 ms, which the first of them waits."""
 
-LINGER_SECONDS = 0.004
+MAX_SEAL_DELAY_SECONDS = 0.05
+"""How long a sealed file waits for others to be synced with it. It has been handed on already; until then a
+power failure takes it, and side A sends it again."""
+
+LINGER_SECONDS = 0.01
 """Rows are written once nobody asked for anything for so long…"""
 
-MAX_ROW_DELAY_SECONDS = 0.02
+MAX_ROW_DELAY_SECONDS = 0.05
 """…or once the oldest waits so long. After a kill what is younger is found by recovery or delivered twice."""
 
 MAX_UNRECORDED = 65_536
@@ -122,6 +126,8 @@ class Committer:
         self._tell = tell
         self._post = post
         self._queue: queue.SimpleQueue[Intake | Row | Job | None] = queue.SimpleQueue()
+        self._intakes: list[Intake] = []
+        self._sync_at = 0.0
         self._rows: list[Row] = []
         self._jobs: list[Job] = []
         self._rows_since = 0.0
@@ -167,9 +173,10 @@ class Committer:
     def _serve(self, index: Index) -> None:
         index.wait_for_others(LOCK_SECONDS)
         self._free_disk = self._directory.free_bytes()
-        while not self._stopping or self._rows or self._jobs:
-            intakes = self._collect()
-            if intakes:
+        while not self._stopping or self._intakes or self._rows or self._jobs:
+            self._collect()
+            if self._intakes and (self._stopping or self._jobs or time.monotonic() >= self._sync_at):
+                intakes, self._intakes = self._intakes, []
                 self._sync(intakes)
                 self._news(Synced(intakes))
             if time.monotonic() < self._retry_at:
@@ -185,12 +192,11 @@ class Committer:
 
     # ---- the queue ---------------------------------------------------------------------------------------
 
-    def _collect(self) -> list[Intake]:
-        """Take everything that waits, at most `MAX_GROUP` files; wait for it if rows and clock allow."""
-        intakes: list[Intake] = []
+    def _collect(self) -> None:
+        """Take everything that waits, at most `MAX_GROUP` files; wait for it as far as the clock allows."""
         self._idle = False
         timeout = self._patience()
-        while len(intakes) < MAX_GROUP and not self._stopping:
+        while len(self._intakes) < MAX_GROUP and not self._stopping:
             try:
                 item = self._queue.get(timeout=timeout) if timeout > 0 else self._queue.get_nowait()
             except queue.Empty:
@@ -199,14 +205,24 @@ class Committer:
             timeout = 0.0
             match item:
                 case Intake():
-                    intakes.append(item)
+                    self._add_intake(item)
                 case Job():
                     self._jobs.append(item)
                 case None:
                     self._stopping = True
                 case _:
                     self._add_row(item)
-        return intakes
+        if len(self._intakes) >= MAX_GROUP:
+            self._sync_at = 0.0
+
+    def _add_intake(self, intake: Intake) -> None:
+        """Nobody waits for a sealed file: a little later, many share the journal's one commit."""
+        now = time.monotonic()
+        if not self._intakes:
+            self._sync_at = now + MAX_SEAL_DELAY_SECONDS
+        if intake.part is not None:
+            self._sync_at = now
+        self._intakes.append(intake)
 
     def _patience(self) -> float:
         """Seconds that the queue may stay empty before something else is due."""
@@ -215,7 +231,10 @@ class Committer:
             return self._retry_at - now
         if self._stopping or self._jobs:
             return 0.0
-        return LINGER_SECONDS if self._rows else max(0.0, self._poll_at - now)
+        due = now + LINGER_SECONDS if self._rows else self._poll_at
+        if self._intakes:
+            due = min(due, self._sync_at)
+        return max(0.0, due - now)
 
     def _add_row(self, row: Row) -> None:
         if not self._rows:
