@@ -129,6 +129,7 @@ class Delivery:
         """Deliver until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
+            self._slots += 1
             await self._slot(first=True)
 
     async def idle(self) -> None:
@@ -156,9 +157,8 @@ class Delivery:
     # ---- slots -------------------------------------------------------------------------------------------
 
     async def _slot(self, *, first: bool) -> None:
-        """One association at a time, as long as there is something to send on it."""
+        """One association at a time, as long as there is something to send on it. Who starts it counts it."""
         association: scu.Requestor | None = None
-        self._slots += 1
         try:
             while True:
                 entry = await self._take(association, first)
@@ -232,6 +232,7 @@ class Delivery:
             and waiting >= PARALLEL_AT * self._slots
             and time.monotonic() >= self._no_parallel_until
         ):
+            self._slots += 1
             self._tasks.create_task(self._slot(first=False), name=f"slot {self.destination.name}")
 
     # ---- one association ---------------------------------------------------------------------------------
