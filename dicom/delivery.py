@@ -115,6 +115,8 @@ class Delivery:
         self._fruitless = 0
         """Objects that failed since one was delivered."""
         self._slots = 0
+        self._opening = False
+        """A further association is asked for and not answered yet: one at a time, since each holds an object."""
         self._no_parallel_until = 0.0
         self._random = random.Random()
         self._progress = asyncio.Event()
@@ -176,6 +178,8 @@ class Delivery:
                     association = None
                 if association is None:
                     association = await self._associate(entry, context, first)
+                    if not first:
+                        self._opening = False
                     if association is None:
                         if not first:
                             return
@@ -189,6 +193,8 @@ class Delivery:
                     await self._away(trouble)
         finally:
             self._slots -= 1
+            if not first:
+                self._opening = False
             if association is not None:
                 association.abort()
 
@@ -228,11 +234,13 @@ class Delivery:
     def _open_another(self) -> None:
         waiting = len(self._feed.peek(PARALLEL_AT * self.destination.max_associations))
         if (
-            self._slots < self.destination.max_associations
+            not self._opening
+            and self._slots < self.destination.max_associations
             and waiting >= PARALLEL_AT * self._slots
             and time.monotonic() >= self._no_parallel_until
         ):
             self._slots += 1
+            self._opening = True
             self._tasks.create_task(self._slot(first=False), name=f"slot {self.destination.name}")
 
     # ---- one association ---------------------------------------------------------------------------------

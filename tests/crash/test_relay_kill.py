@@ -30,6 +30,13 @@ from tests.dicom.datasets import CT, EXPLICIT
 from tests.peers import free_port
 from tests.product import Product, running, studies
 
+pytestmark = pytest.mark.filterwarnings(
+    # The archive's pynetdicom drops the socket of a sink that was killed without closing it.
+    "ignore:.*unclosed.*:pytest.PytestUnraisableExceptionWarning",
+    "ignore:.*unclosed.*:ResourceWarning",
+    r"ignore:Exception ignored in. <socket.*:pytest.PytestUnraisableExceptionWarning",
+)
+
 VICTIMS = ("source", "valve", "sink", "supervisor")
 
 SIZES = (1_000, 1_000, 1_000, 60_000, 60_000, 400_000, 3_000_000)

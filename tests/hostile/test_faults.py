@@ -36,7 +36,7 @@ def store(address: tuple[str, int], objects: Iterable[Made], calling: str = "BEN
         return [client.store(each.sop_class, each.uid, each.data) for each in objects]
 
 
-def eventually(what: Callable[[], bool], seconds: float = 15.0) -> None:
+def eventually(what: Callable[[], bool], seconds: float = 30.0) -> None:
     """Return once `what` holds; status is told each second, so it is asked now and then."""
     deadline = time.monotonic() + seconds
     while not what():
