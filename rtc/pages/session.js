@@ -109,14 +109,16 @@ export class Session {
     if (answer && !answer.ok) console.warn(`trickle: ${answer.status}`);
   }
 
-  /** End it on both sides. `keepalive` lets the request outlive the page. */
+  /** End it on both sides. The relay is told first: it ends a session whose connection closes by itself. */
   close() {
-    this.connection?.close();
-    if (!this.#location) return;
+    const { connection } = this;
+    if (!this.#location) return connection?.close();
     const url = this.#location;
     this.#location = null;
-    fetch(url, { method: "DELETE", headers: this.#headers, keepalive: true }).catch(() => {
-      // The relay notices by itself, a little later, that nobody is there.
-    });
+    fetch(url, { method: "DELETE", headers: this.#headers, keepalive: true })
+      .catch(() => {
+        // The relay notices by itself, a little later, that nobody is there.
+      })
+      .finally(() => connection.close());
   }
 }
