@@ -116,7 +116,7 @@ class Delivery:
         """Objects that failed since one was delivered."""
         self._slots = 0
         self._opening = False
-        """A further association is asked for and not answered yet: one at a time, since each holds an object."""
+        """A further association is asked for and not answered yet. One at a time: each holds an object."""
         self._no_parallel_until = 0.0
         self._random = random.Random()
         self._progress = asyncio.Event()

@@ -90,8 +90,7 @@ class Forwarder:
             offset = 0
             turn = 0
             while offset < entry.size:
-                count = os.preadv(fd, [self._buffer], entry.data_offset + offset)
-                count = min(count, entry.size - offset)
+                count = min(self._read(fd, entry.data_offset + offset), entry.size - offset)
                 if count == 0:
                     raise SpoolError(f"the file of object {entry.id} is shorter than it was")
                 part = ObjectPart(id=entry.id, offset=offset, data=memoryview(self._buffer)[:count])
@@ -112,6 +111,13 @@ class Forwarder:
         self.sent += 1
         if entry.parsed_ns:
             self._metrics.latency("forward").record_ns(time.monotonic_ns() - entry.parsed_ns)
+
+    def _read(self, fd: int, offset: int) -> int:
+        """Fill the buffer from the file; how far. A disk's fault is one object's, not the link's."""
+        try:
+            return os.preadv(fd, [self._buffer], offset)
+        except OSError as error:
+            raise SpoolError(f"reading its file failed: {error.strerror}") from error
 
     async def manifests(self) -> None:
         """Repeat what was sent lately, until cancelled."""

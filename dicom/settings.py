@@ -140,3 +140,18 @@ class DicomLane(LaneSettings):
                 "write lab = true on a network without patient data"
             )
         return self
+
+    @model_validator(mode="after")
+    def _the_sink_takes_what_the_source_accepts(self) -> Self:
+        """What was acknowledged on A must have a place on B: nothing can be refused to a sender there."""
+        largest = min(self.source.max_object_bytes, self.source.spool.max_bytes)
+        for key, limit in (
+            ("sink.max_object_bytes", self.sink.max_object_bytes),
+            ("sink.spool.max_bytes", self.sink.spool.max_bytes),
+        ):
+            if limit < largest:
+                raise ValueError(
+                    f"the source accepts objects of {largest} bytes, {key} is only {limit}; "
+                    f"write a larger {key} or source.max_object_bytes = {limit}"
+                )
+        return self
