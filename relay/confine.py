@@ -174,7 +174,9 @@ def needed_paths() -> tuple[str, ...]:
     """The directories that Python and medferry's packages are loaded from."""
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     packages = tuple(os.path.join(package, name) for name in ("relay", "dicom", "rtc"))
-    return (os.path.realpath(sys.base_prefix), os.path.abspath(sys.prefix), *packages)
+    extra = (os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path)
+    prefixes = (os.path.realpath(sys.base_prefix), os.path.abspath(sys.prefix))
+    return (*prefixes, *packages, *filter(os.path.isdir, extra))
 
 
 def possible() -> dict[str, bool]:

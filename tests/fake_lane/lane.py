@@ -65,7 +65,31 @@ def _shout() -> None:
     os.write(2, b"a bell \x07 and an escape \x1b[31m\n")
 
 
-SOURCE_DEEDS: dict[str, Callable[[], None]] = {"flood": _flood, "shout": _shout}
+def _shut() -> None:
+    """Shut every stream of messages there is: the end of the link is one of them."""
+    for number in map(int, os.listdir("/proc/self/fd")):
+        with contextlib.suppress(OSError):
+            sock = socket.socket(fileno=os.dup(number))
+            if sock.type == socket.SOCK_SEQPACKET:
+                sock.shutdown(socket.SHUT_WR)
+            sock.close()
+
+
+def _close_report() -> None:
+    """Close every pipe, as a process that no longer wants to be watched would, and live on."""
+    for number in map(int, os.listdir("/proc/self/fd")):
+        with contextlib.suppress(OSError):
+            if number > 2 and os.readlink(f"/proc/self/fd/{number}").startswith("pipe:"):
+                os.close(number)
+
+
+SOURCE_DEEDS: dict[str, Callable[[], None]] = {
+    "flood": _flood,
+    "shout": _shout,
+    "shut": _shut,
+    "unwatch": _close_report,
+}
+"""What a line of this word makes the source do."""
 
 
 async def source(side: SourceSide) -> None:
@@ -124,5 +148,5 @@ def inspect() -> dict[str, object]:
         "environment": dict(os.environ),
         "directory": os.getcwd(),
         "path": sys.path,
-        "sockets": [socket.AF_UNIX],
+        "modules": sorted(sys.modules),
     }

@@ -1,0 +1,304 @@
+"""The supervisor with real processes: it starts, restarts, reloads, drains and tells, and loses nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from relay.supervisor import CONTROL_SOCKET, Epochs, ask
+from tests.fake_lane import kit
+from tests.product import Product
+
+QUICK = "drain_seconds = 5"
+
+
+@pytest.fixture(scope="module")
+def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
+    """Two lanes that every test finds running."""
+    config = kit.relay(kit.lane("one"), kit.lane("two"), keys=QUICK)
+    with kit.relaying(config, tmp_path_factory.mktemp("relay")) as running:
+        yield running
+
+
+@pytest.fixture
+def notices(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """The service manager's socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(f"\0medferry-notify-{os.getpid()}-{time.monotonic_ns()}")
+        sock.settimeout(20)
+        monkeypatch.setenv("NOTIFY_SOCKET", "@" + sock.getsockname()[1:].decode())
+        yield sock
+
+
+def hear(notices: socket.socket) -> dict[str, str]:
+    return dict(line.split("=", 1) for line in notices.recv(4096).decode().splitlines())
+
+
+def reload(product: Product, text: str) -> None:
+    product.config_file.write_text(text)
+    product.process.send_signal(signal.SIGHUP)
+
+
+def stays(product: Product, name: str, before: dict[str, int]) -> bool:
+    return kit.pids(product, name) == before
+
+
+def test_epochs_only_rise() -> None:
+    epochs = Epochs()
+    numbers = [epochs.next() for _ in range(100)]
+    assert numbers == sorted(set(numbers))
+    assert numbers[0] >= int(time.time()) - 1
+
+
+# One relay that lives through all of these
+
+
+def test_records_cross_and_lanes_do_not_mix(product: Product) -> None:
+    with kit.client(product, "one") as one, kit.client(product, "two") as two:
+        for number in range(20):
+            (one if number % 2 else two).send(1000 + number)
+    odd, even = list(range(1001, 1020, 2)), list(range(1000, 1020, 2))
+    kit.until(lambda: kit.arrived(product, "one") == odd, "lane one")
+    kit.until(lambda: kit.arrived(product, "two") == even, "lane two")
+
+
+@pytest.mark.parametrize("part", ["source", "valve", "sink"])
+def test_what_is_killed_is_back_and_the_others_stay(product: Product, part: str) -> None:
+    before, others = kit.pids(product, "one"), kit.pids(product, "two")
+    with kit.client(product, "one") as client:
+        client.send(2000)
+    os.kill(before[part], signal.SIGKILL)
+
+    def back() -> bool:
+        state = kit.lane_state(product, "one")
+        return bool(state["state"] == "running" and state[part]["pid"] not in (None, before[part]))
+
+    kit.until(back, f"{part} is running again")
+    with kit.client(product, "one") as client:
+        client.send(2001)
+    kit.until(lambda: kit.arrived(product, "one")[-1] == 2001, "the lane goes on")
+    assert 2000 in kit.arrived(product, "one")
+    after = kit.pids(product, "one")
+    changed = {name for name in before if before[name] != after[name]}
+    # A new source is a new epoch, which the valve has to be told.
+    assert changed == ({"source", "valve"} if part == "source" else {part})
+    assert kit.pids(product, "two") == others
+    state = kit.lane_state(product, "one")
+    assert state[part]["last_exit"] == "signal 9"
+    assert state[part]["restarts"] >= 1
+
+
+@pytest.mark.parametrize("deed", ["shut", "unwatch"])
+def test_a_source_in_the_wrong_hands_is_replaced(product: Product, deed: str) -> None:
+    """It shuts its end of the link, or closes the pipe that it is watched by."""
+    before = kit.pids(product, "one")
+    with kit.client(product, "one") as client:
+        client.sock.sendall(deed.encode() + b"\n")
+        kit.until(lambda: not kit.alive(before["source"]), "the source is ended")
+    kit.until(lambda: kit.lane_state(product, "one")["state"] == "running", "the lane is whole again")
+    with kit.client(product, "one") as client:
+        client.send(3000)
+    kit.until(lambda: kit.arrived(product, "one")[-1] == 3000, "the lane goes on")
+    assert kit.pids(product, "one")["sink"] == before["sink"]
+
+
+def test_a_connection_made_while_the_source_is_away_is_served(product: Product) -> None:
+    source = kit.pids(product, "two")["source"]
+    os.kill(source, signal.SIGKILL)
+    kit.until(lambda: not kit.alive(source), "the source is gone")
+    with kit.client(product, "two") as client:
+        client.send(4000)
+    kit.until(lambda: kit.arrived(product, "two")[-1] == 4000, "it waited in the backlog")
+
+
+def test_status_is_for_its_own_user_alone(product: Product) -> None:
+    control = product.state / CONTROL_SOCKET
+    assert control.stat().st_mode & 0o777 == 0o600
+    assert product.state.stat().st_mode & 0o777 == 0o711
+    for side in ("source", "sink"):
+        assert (product.state / "lanes" / "one" / side).stat().st_mode & 0o777 == 0o700
+
+
+def test_status_says_what_isolation_is_in_force(product: Product) -> None:
+    kit.until(lambda: ask(str(product.state))["state"] == "ready", "ready")
+    lane = kit.lane_state(product, "one")
+    for part in ("source", "valve", "sink"):
+        isolation = lane[part]["isolation"]
+        uid = os.stat(f"/proc/{lane[part]['pid']}").st_uid
+        assert isolation["uid"] == str(uid)
+        assert isolation["own uid"] is (uid != os.getuid())
+        assert isolation["no new privileges"] is True
+        status = Path(f"/proc/{lane[part]['pid']}/status").read_text()
+        assert "NoNewPrivs:\t1\n" in status
+        shared = os.stat(f"/proc/{lane[part]['pid']}/ns/net").st_ino == os.stat("/proc/self/ns/net").st_ino
+        assert isolation["network namespace"] == ("shared" if shared else "empty")
+
+
+def test_no_second_relay_takes_the_same_state(product: Product) -> None:
+    before = kit.pids(product, "one")
+    other = product.directory / "second.toml"
+    other.write_text(kit.relay(kit.lane("one")))
+    done = kit.command("run", str(other), directory=product.directory)
+    assert done.returncode == 1
+    assert "in use by another medferry: stop it first" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert stays(product, "one", before)
+
+
+REFUSED_RELOADS = {
+    "no TOML": ("[relay", "not TOML"),
+    "a key that is not there": (kit.relay(kit.lane("one", extra="nmae = 1"), keys=QUICK), "unknown key"),
+    "another state directory": (kit.relay(kit.lane("one"), keys="drain_seconds = 6"), "restart medferry"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_RELOADS)
+def test_a_wrong_file_changes_nothing(product: Product, name: str) -> None:
+    text, reason = REFUSED_RELOADS[name]
+    good = product.config_file.read_text()
+    before, lines = (kit.pids(product, "one"), kit.pids(product, "two")), len(product.lines)
+    reload(product, text)
+    kit.until(lambda: any(reason in line for line in product.lines[lines:]), "it is refused")
+    assert all("nothing changed" in line for line in product.lines[lines:] if "reload" in line)
+    assert (kit.pids(product, "one"), kit.pids(product, "two")) == before
+    product.config_file.write_text(good)
+
+
+def _ready_again(product: Product, lines: int) -> bool:
+    return any(line.startswith("ready") for line in product.lines[lines:])
+
+
+def test_a_reload_adds_changes_and_removes_lanes_and_leaves_the_rest_alone(product: Product) -> None:
+    good = product.config_file.read_text()
+    before = kit.pids(product, "one")
+    one = good[: good.index('[[lane]]\nname = "two"')]
+
+    lines = len(product.lines)
+    reload(product, one + kit.lane("three"))
+    kit.until(lambda: _ready_again(product, lines), "two is gone, three is there")
+    assert [lane["name"] for lane in ask(str(product.state))["lanes"]] == ["one", "three"]
+    assert stays(product, "one", before)
+    three = kit.pids(product, "three")
+
+    lines = len(product.lines)
+    reload(product, one + kit.lane("three", sink="slow = 0.01"))
+    kit.until(lambda: _ready_again(product, lines), "three is another")
+    assert stays(product, "one", before)
+    assert not set(three.values()) & set(kit.pids(product, "three").values())
+
+    lines = len(product.lines)
+    reload(product, good)
+    kit.until(lambda: _ready_again(product, lines), "all is as it was")
+    assert stays(product, "one", before)
+    with kit.client(product, "two") as client:
+        client.send(5000)
+    kit.until(lambda: kit.arrived(product, "two")[-1] == 5000, "two works again")
+
+
+def test_a_reload_that_cannot_listen_is_taken_back(product: Product) -> None:
+    good, lines = product.config_file.read_text(), len(product.lines)
+    before = kit.pids(product, "one")
+    one = good[: good.index('[[lane]]\nname = "two"')]
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        reload(product, one + kit.lane("three", port=taken.getsockname()[1]))
+        kit.until(lambda: any("reload refused" in line for line in product.lines[lines:]), "it is refused")
+    assert [lane["name"] for lane in ask(str(product.state))["lanes"]] == ["one", "two"]
+    assert stays(product, "one", before)
+    kit.until(lambda: kit.lane_state(product, "two")["state"] == "running", "the removed lane is back")
+    product.config_file.write_text(good)
+
+
+def test_a_lane_that_never_gets_ready_does_not_stop_a_later_reload(product: Product) -> None:
+    good, lines = product.config_file.read_text(), len(product.lines)
+    before = kit.pids(product, "one")
+    reload(product, good + kit.lane("three", source="fail_at_start = true"))
+    kit.until(
+        lambda: any("three.source ended (exit 1)" in line for line in product.lines[lines:]), "it fails"
+    )
+    lines = len(product.lines)
+    reload(product, good)
+    kit.until(lambda: _ready_again(product, lines), "the next reload repairs it")
+    assert [lane["name"] for lane in ask(str(product.state))["lanes"]] == ["one", "two"]
+    assert stays(product, "one", before)
+
+
+# Relays of their own
+
+
+def test_the_service_manager_hears_of_ready_reload_and_end(notices: socket.socket, tmp_path: Path) -> None:
+    with kit.relaying(kit.relay(kit.lane("one"), keys=QUICK), tmp_path) as product:
+        heard = hear(notices)
+        assert heard["READY"] == "1"
+        assert heard["MAINPID"] == str(product.process.pid)
+        product.process.send_signal(signal.SIGHUP)
+        assert hear(notices)["RELOADING"] == "1"
+        assert hear(notices)["READY"] == "1"
+        product.config_file.write_text("nonsense")
+        product.process.send_signal(signal.SIGHUP)
+        assert hear(notices)["RELOADING"] == "1"
+        assert "refused" in hear(notices)["STATUS"]
+    assert hear(notices) == {"STOPPING": "1"}
+
+
+def test_what_was_accepted_is_delivered_before_the_end(tmp_path: Path) -> None:
+    config = kit.relay(kit.lane("one", sink="slow = 0.005"), keys="drain_seconds = 10")
+    with kit.relaying(config, tmp_path) as product:
+        processes = kit.pids(product, "one").values()
+        with kit.client(product, "one") as client:
+            for number in range(300):
+                client.send(number)
+        assert len(kit.arrived(product, "one")) < 300
+        assert product.terminate() == 0
+        assert kit.arrived(product, "one") == list(range(300))
+        assert not any(kit.alive(pid) for pid in processes)
+        assert not (product.state / CONTROL_SOCKET).exists()
+
+
+def test_a_sink_that_hangs_is_ended_in_time(tmp_path: Path) -> None:
+    config = kit.relay(kit.lane("one", sink="slow = 30"), keys="drain_seconds = 2")
+    with kit.relaying(config, tmp_path) as product:
+        with kit.client(product, "one") as client:
+            client.send(1)
+        began = time.monotonic()
+        assert product.terminate() == 0
+        assert time.monotonic() - began < 2 + 1.5
+        assert "one.sink did not end in time and was killed" in product.log
+
+
+def test_nothing_outlives_a_supervisor_that_is_killed_and_the_next_takes_over(tmp_path: Path) -> None:
+    config = kit.relay(kit.lane("one"), keys=QUICK)
+    with kit.relaying(config, tmp_path, drain=False) as product:
+        with kit.client(product, "one") as client:
+            client.send(1)
+        kit.until(lambda: kit.arrived(product, "one") == [1], "a record crosses")
+        orphans = kit.pids(product, "one").values()
+        os.kill(product.process.pid, signal.SIGKILL)
+        kit.until(lambda: not any(kit.alive(pid) for pid in orphans), "all three end with it")
+    with kit.relaying(config, tmp_path) as product, kit.client(product, "one") as client:
+        client.send(2)
+        kit.until(lambda: kit.arrived(product, "one") == [1, 2], "the next relay goes on")
+
+
+def test_a_long_path_of_the_state_directory_will_do(tmp_path: Path) -> None:
+    """A socket's own path has 107 bytes at most."""
+    state = tmp_path / ("d" * 90) / ("e" * 90)
+    state.mkdir(parents=True)
+    config = kit.relay(kit.lane("one"), keys=f'{QUICK}\nstate = "{state}"')
+    with kit.relaying(config, tmp_path) as product:
+        assert ask(str(state))["pid"] == product.process.pid
+
+
+def _fails(config: str, directory: Path) -> str:
+    file = directory / "medferry.toml"
+    file.write_text(config)
+    done = kit.command("run", str(file), directory=directory)
+    assert done.returncode == 1
+    assert "start it with medferry run FILE" in done.stderr
