@@ -1,4 +1,4 @@
-"""The storage SCU on a socket: what it sends, how it ends, and that no peer can keep it waiting."""
+"""Our storage SCU against peers that are not ours: DCMTK, pynetdicom, and bare sockets that misbehave."""
 
 from __future__ import annotations
 
@@ -8,471 +8,357 @@ import os
 import resource
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dicom import dimse, scu
-from dicom.part10 import IMPLEMENTATION_CLASS_UID
+from dicom.negotiation import VERIFICATION
+from dicom.scu import Requestor, associate
 from relay.errors import PeerError
-from tests.dicom.associations import (
-    CT,
-    EXPLICIT,
-    IMPLICIT,
-    INSTANCE,
-    JPEG,
-    RELEASE_RP,
-    RELEASE_RQ,
-    VERIFICATION,
-    abort,
-    accept,
-    command_set,
-    data_pdu,
-    pdv,
-    rejection,
-    u16,
-    uid,
-)
-from tests.dicom.callers import Caller, serving, until
-from tests.peers import free_port
+from tests.archive import Archive, Made, made
+from tests.dicom.datasets import CT, EXPLICIT, IMPLICIT, element, names
+from tests.interop.dicom_peers import storescp
+from tests.peers import free_port, require
 
-CONTEXTS = [(VERIFICATION, IMPLICIT), (CT, EXPLICIT), (CT, JPEG)]
-ACCEPT = accept([(1, 0, IMPLICIT), (3, 0, EXPLICIT), (5, 4, JPEG)])
-Script = Callable[[Caller], Awaitable[None]]
+SECONDS = 1.0
+"""What a peer is given here before it counts as silent."""
 
 
-async def associate(port: int, **options: Any) -> scu.Requestor:
-    given = {"association_seconds": 2.0, "progress_seconds": 2.0, "contexts": CONTEXTS, **options}
-    return await scu.associate("127.0.0.1", port, calling_ae_title="US", called_ae_title="MEDFERRY", **given)
+@contextlib.contextmanager
+def file_of(obj: Made) -> Iterator[tuple[int, int, int]]:
+    """Descriptor, offset and size of the data set in a file that has a head before it."""
+    with tempfile.TemporaryFile() as file:
+        file.write(b"some head" + obj.data + b"and a tail")
+        file.flush()
+        yield file.fileno(), 9, len(obj.data)
+
+
+async def store(requestor: Requestor, obj: Made) -> int:
+    with file_of(obj) as (fd, offset, size):
+        return await requestor.store(
+            sop_class=obj.sop_class,
+            sop_instance=obj.uid,
+            transfer_syntax=obj.syntax,
+            fd=fd,
+            offset=offset,
+            size=size,
+        )
 
 
 @contextlib.asynccontextmanager
-async def acceptor(script: Script) -> AsyncIterator[int]:
-    """A port at which `script` answers each connection."""
-    scripts: list[asyncio.Task[None]] = []
-
-    async def run(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        caller = Caller(reader, writer)
-        try:
-            await script(caller)
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass  # the requestor went, as it may
-        finally:
-            await caller.close()
-
-    def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        scripts.append(asyncio.create_task(run(reader, writer)))
-
-    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+async def to(port: int, *contexts: tuple[str, str], seconds: float = SECONDS) -> AsyncIterator[Requestor]:
+    requestor = await associate(
+        "127.0.0.1",
+        port,
+        calling_ae_title="MEDFERRY",
+        called_ae_title="PACS",
+        contexts=contexts or [(CT, EXPLICIT)],
+        association_seconds=5 if seconds == SECONDS else seconds,
+        progress_seconds=seconds,
+    )
     try:
-        yield server.sockets[0].getsockname()[1]
+        yield requestor
     finally:
-        server.close()
-        for each in scripts:
-            each.cancel()
-        await asyncio.gather(*scripts, return_exceptions=True)
-
-
-async def accepting(caller: Caller, answer: bytes = ACCEPT) -> None:
-    kind, _ = await caller.pdu()
-    assert kind == 1
-    caller.send(answer)
-
-
-async def message(caller: Caller) -> tuple[dimse.Command, bytes]:
-    """A command and its data set."""
-    data = {True: bytearray(), False: bytearray()}
-    is_command = True
-    while True:
-        kind, body = await caller.pdu()
-        assert kind == 4
-        is_command = bool(body[5] & 1)
-        assert struct.unpack(">L", body[:4])[0] == len(body) - 4
-        data[is_command] += body[6:]
-        if body[5] & 2 and (not is_command or not dimse.parse(bytes(data[True])).has_data_set):
-            return dimse.parse(bytes(data[True])), bytes(data[False])
-
-
-def response(request: dimse.Command, status: int = 0, **changes: int) -> bytes:
-    elements = {
-        0x0002: uid(request.sop_class),
-        0x0100: u16(changes.get("field", request.field | 0x8000)),
-        0x0120: u16(changes.get("message_id", request.message_id)),
-        0x0800: u16(0x0101),
-        0x0900: u16(status),
-    }
-    return data_pdu(pdv(changes.get("context_id", 3), 3, command_set(*elements.items())))
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Iterator[Callable[[int], int]]:
-    """A descriptor of a file: ten bytes that are not data set, then so many that are."""
-    opened: list[int] = []
-
-    def make(size: int) -> int:
-        path = tmp_path / f"{len(opened)}"
-        path.write_bytes(b"not these!" + contents(size))
-        opened.append(os.open(path, os.O_RDONLY))
-        return opened[-1]
-
-    yield make
-    for fd in opened:
-        os.close(fd)
-
-
-def contents(size: int) -> bytes:
-    return (b"0123456789abcdef" * (size // 16 + 1))[:size]
-
-
-async def store(requestor: scu.Requestor, fd: int, size: int, **changes: Any) -> int:
-    given = {"sop_class": CT, "sop_instance": INSTANCE, "transfer_syntax": EXPLICIT, **changes}
-    return await requestor.store(fd=fd, offset=10, size=size, **given)
-
-
-@pytest.mark.parametrize("size", [1, 16378, 16379, 2 * 16378, 500_000, 3_000_000])
-@pytest.mark.parametrize("max_pdu", [4096, 16384, 131072])
-async def test_an_object_arrives_whole(size: int, max_pdu: int, file: Callable[[int], int]) -> None:
-    async with serving(max_pdu=max_pdu) as station:
-        requestor = await associate(station.port)
-        assert await store(requestor, file(size), size) == 0
-        assert await store(requestor, file(7), 7) == 0
-        assert station.archive.stored() == [contents(size), contents(7)]
-        request = station.archive.objects[0].request
-        assert (request.sop_class, request.sop_instance, request.transfer_syntax) == (CT, INSTANCE, EXPLICIT)
-        assert request.peer.calling_ae_title == "US"
-        assert request.peer.implementation_class == IMPLEMENTATION_CLASS_UID
-        await requestor.release()
-        await until(lambda: station.server.stats()["released"] == 1)
-
-
-@pytest.mark.parametrize("max_length", [0, 16, 17, 100, 16384, 2**32 - 1])
-async def test_no_pdu_is_longer_than_the_peer_takes(max_length: int, file: Callable[[int], int]) -> None:
-    longest = 0
-
-    async def script(caller: Caller) -> None:
-        nonlocal longest
-        await accepting(caller, accept([(3, 0, EXPLICIT)], max_length=max_length))
-        data = b""
-        while True:
-            _, body = await caller.pdu()
-            longest = max(longest, len(body))
-            data += body[6:] if not body[5] & 1 else b""
-            if body[5] & 3 == 2:
-                break
-        assert data == contents(5000)
-        caller.send(response(dimse.Command(1, 1, True, CT), 0))
-        await caller.closed()
-
-    async with acceptor(script) as port:
-        requestor = await associate(port)
-        assert await store(requestor, file(5000), 5000) == 0
-        requestor.abort()
-    assert longest <= (max_length or 2**32)
-    assert longest == (max_length if 16 <= max_length <= 5000 else 5006)
-
-
-async def test_statuses_come_back_and_the_association_serves_on(file: Callable[[int], int]) -> None:
-    async with serving() as station:
-        requestor = await associate(station.port)
-        for status in (0, 0xA700, 0xC001, 0xB000):
-            station.archive.status = status
-            assert await store(requestor, file(100), 100) == status
-        assert await requestor.echo() == 0
-        assert not requestor.ended
-        await requestor.release()
-        assert requestor.ended
-
-
-async def test_contexts_are_accepted_or_refused_by_name() -> None:
-    async with acceptor(accepting) as port:
-        requestor = await associate(port)
-        assert [requestor.accepts(each) for each in CONTEXTS] == [True, True, False]
-        assert requestor.refusal(CONTEXTS[2]) == "transfer-syntax-not-accepted"
-        assert requestor.proposed(CONTEXTS[2]) and not requestor.proposed((CT, IMPLICIT))
         requestor.abort()
 
 
-# ---- there is no association -------------------------------------------------------------------------------
+async def failure(port: int, seconds: float = SECONDS, obj: Made | None = None) -> str:
+    """The reason of the PeerError that ends an attempt to store."""
+    with pytest.raises(PeerError) as raised:
+        async with to(port, seconds=seconds) as requestor:
+            await store(requestor, obj or made(1, 500_000))
+    return raised.value.reason
 
 
-def answering(answer: bytes) -> Script:
-    async def script(caller: Caller) -> None:
-        await accepting(caller, answer)
-
-    return script
+# ---- peers that behave ----------------------------------------------------------------------------------
 
 
-async def silent(caller: Caller) -> None:
-    await caller.closed()
-
-
-REFUSALS: dict[str, tuple[Script, str]] = {
-    "rejected for good": (answering(rejection(1, 1, 7)), "rejected"),
-    "rejected for now": (answering(rejection(2, 3, 2)), "rejected-transient"),
-    "aborted": (answering(abort(2, 0)), "aborted"),
-    "closed": (answering(b""), "aborted"),
-    "silent": (silent, "timeout"),
-    "half an answer": (lambda caller: half(caller), "timeout"),
-    "HTTP": (answering(b"HTTP/1.1 400 Bad Request\r\n\r\n"), "aborted"),
-    "4 GiB": (answering(b"\x02\0\xff\xff\xff\xff"), "aborted"),
-    "a release": (answering(RELEASE_RQ), "aborted"),
-    "another transfer syntax": (answering(accept([(3, 0, IMPLICIT)])), "aborted"),
-}
-
-
-async def half(caller: Caller) -> None:
-    await accepting(caller, ACCEPT[:50])
-    await caller.closed()
-
-
-@pytest.mark.parametrize("name", REFUSALS)
-async def test_an_association_that_does_not_come_about_says_why(name: str) -> None:
-    script, reason = REFUSALS[name]
-    async with acceptor(script) as port:
-        with pytest.raises(PeerError) as caught:
-            await associate(port, association_seconds=0.3)
-        assert caught.value.reason == reason
-        assert "MEDFERRY at 127.0.0.1" in str(caught.value)
-
-
-async def test_nobody_there() -> None:
-    with pytest.raises(PeerError) as caught:
-        await associate(free_port())
-    assert caught.value.reason == "unreachable"
-
-
-async def test_nobody_answers_the_connection() -> None:
-    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
-        port = full.getsockname()[1]
-        fillers = [socket.socket() for _ in range(4)]
-        for filler in fillers:
-            filler.setblocking(False)
-            filler.connect_ex(("127.0.0.1", port))
-        with pytest.raises(PeerError) as caught:
-            await associate(port, association_seconds=0.2)
-        assert caught.value.reason == "timeout"
-        for filler in fillers:
-            filler.close()
-
-
-async def test_a_name_that_nobody_has() -> None:
-    with pytest.raises(PeerError) as caught:
-        await scu.associate(
-            "no-such-host.invalid", 104, calling_ae_title="US", called_ae_title="X", contexts=CONTEXTS
-        )
-    assert caught.value.reason == "unreachable"
-
-
-# ---- peers that fail in the middle -------------------------------------------------------------------------
-
-BIG = 12_000_000
-
-
-async def after_command(caller: Caller) -> None:
-    await accepting(caller)
-    await caller.pdu()
-
-
-async def abort_at_once(caller: Caller) -> None:
-    await after_command(caller)
-    caller.send(abort(0, 0))
-
-
-async def close_at_once(caller: Caller) -> None:
-    await after_command(caller)
-
-
-async def crash_at_once(caller: Caller) -> None:
-    await after_command(caller)
-    caller.reset()
-
-
-async def stop_reading(caller: Caller) -> None:
-    await after_command(caller)
-    caller.writer.transport.pause_reading()  # type: ignore[attr-defined]
-    await asyncio.sleep(5)
-
-
-async def read_and_say_nothing(caller: Caller) -> None:
-    await accepting(caller)
-    await caller.closed()
-
-
-async def half_a_response(caller: Caller) -> None:
-    await accepting(caller)
-    command, _ = await message(caller)
-    caller.send(response(command)[:20])
-    await caller.closed()
-
-
-async def noise(caller: Caller) -> None:
-    await after_command(caller)
-    caller.send(b"\xff" * 100)
-
-
-async def other_message(caller: Caller) -> None:
-    await accepting(caller)
-    command, _ = await message(caller)
-    caller.send(response(command, message_id=999))
-    await caller.closed()
-
-
-async def other_operation(caller: Caller) -> None:
-    await accepting(caller)
-    command, _ = await message(caller)
-    caller.send(response(command, field=0x8030))
-    await caller.closed()
-
-
-async def release_instead(caller: Caller) -> None:
-    await accepting(caller)
-    await message(caller)
-    caller.send(RELEASE_RQ)
-    await caller.closed()
-
-
-MIDDLES: dict[str, tuple[Script, set[str]]] = {
-    "aborts": (abort_at_once, {"aborted"}),
-    "closes": (close_at_once, {"aborted"}),
-    "crashes": (crash_at_once, {"aborted"}),
-    "takes no bytes": (stop_reading, {"timeout"}),
-    "says nothing": (read_and_say_nothing, {"timeout"}),
-    "says half": (half_a_response, {"timeout"}),
-    "makes noise": (noise, {"aborted"}),
-    "answers another message": (other_message, {"protocol"}),
-    "answers another operation": (other_operation, {"protocol"}),
-    "releases": (release_instead, {"released"}),
-}
-
-
-@pytest.mark.parametrize("name", MIDDLES)
-async def test_a_peer_that_fails_in_the_middle_is_left(name: str, file: Callable[[int], int]) -> None:
-    script, reasons = MIDDLES[name]
-    async with acceptor(script) as port:
-        requestor = await associate(port, progress_seconds=0.3)
-        fd = file(BIG)
-        async with asyncio.timeout(3):
-            with pytest.raises(PeerError) as caught:
-                await store(requestor, fd, BIG)
-        assert caught.value.reason in reasons
-        assert requestor.ended
-        with pytest.raises(PeerError):
-            await store(requestor, fd, BIG)
-        async with asyncio.timeout(1):
+@pytest.mark.parametrize("size", [0, 2, 16_374, 16_376, 16_378, 524_288, 1_500_000])
+async def test_a_data_set_arrives_byte_for_byte(size: int) -> None:
+    obj = made(1, size)
+    with Archive() as pacs:
+        async with to(pacs.port) as requestor:
+            assert await store(requestor, obj) == 0x0000
             await requestor.release()
-        requestor.abort()
+            assert requestor.ended
+        assert pacs.received == {obj.uid: [obj.sha256]}
+        assert [each.calling for each in pacs.arrivals] == ["MEDFERRY"]
 
 
-async def test_a_peer_that_answers_early_and_reads_on_is_believed(file: Callable[[int], int]) -> None:
-    async def script(caller: Caller) -> None:
-        await accepting(caller)
-        _, body = await caller.pdu()
-        caller.send(response(dimse.parse(body[6:]), 0xA700))
-        await caller.closed()
-
-    async with acceptor(script) as port:
-        requestor = await associate(port)
-        assert await store(requestor, file(BIG), BIG) == 0xA700
-        requestor.abort()
-
-
-async def test_a_file_that_is_too_short_aborts_and_says_so(file: Callable[[int], int]) -> None:
-    async with serving() as station:
-        requestor = await associate(station.port)
-        with pytest.raises(OSError, match="ends"):
-            await store(requestor, file(100), 200)
-        assert requestor.ended
-        assert station.archive.stored() == []
-
-
-async def test_a_cancelled_store_aborts(file: Callable[[int], int]) -> None:
-    async with acceptor(read_and_say_nothing) as port:
-        requestor = await associate(port)
-        task = asyncio.create_task(store(requestor, file(100), 100))
-        await asyncio.sleep(0.05)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        assert requestor.ended
-
-
-async def test_memory_does_not_grow_with_the_object() -> None:
-    size = 64 << 20
-    fd = os.memfd_create("big")
-    try:
-        os.ftruncate(fd, size + 10)
-        async with serving() as station:
-            station.archive.refuse_with = 0xA700
-            requestor = await associate(station.port)
-            assert await store(requestor, fd, 4 << 20) == 0xA700
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            assert await store(requestor, fd, size) == 0xA700
-            assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 8_000
+@pytest.mark.peer
+@pytest.mark.parametrize("max_pdu", ["4096", "16384", "131072"])
+async def test_dcmtk_gets_what_it_asked_for(tmp_path: Path, max_pdu: str) -> None:
+    require("storescp")
+    objects = [made(number, 100_000) for number in range(3)]
+    options = ("--max-pdu", max_pdu, "--bit-preserving")
+    with storescp(tmp_path, options=options) as pacs:
+        async with to(pacs.port, (CT, EXPLICIT), (VERIFICATION, IMPLICIT)) as requestor:
+            assert await requestor.echo() == 0x0000
+            for obj in objects:
+                assert await store(requestor, obj) == 0x0000
             await requestor.release()
-    finally:
-        os.close(fd)
+        kept = {path.name.split(".", 1)[1]: path.read_bytes() for path in pacs.directory.iterdir()}
+    assert kept.keys() == {obj.uid for obj in objects}
+    assert all(kept[obj.uid].endswith(obj.data) for obj in objects)
 
 
-# ---- ends --------------------------------------------------------------------------------------------------
+async def test_statuses_come_through_and_the_association_goes_on() -> None:
+    statuses = iter((0xA700, 0xC123, 0xB000, 0x0000))
+    with Archive(answer=lambda uid: next(statuses)) as pacs:
+        async with to(pacs.port) as requestor:
+            assert [await store(requestor, made(n)) for n in range(4)] == [0xA700, 0xC123, 0xB000, 0x0000]
+        assert pacs.associations == 1
 
 
-async def test_a_release_that_is_not_answered_ends_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scu, "RELEASE_SECONDS", 0.1)
-    async with acceptor(read_and_say_nothing) as port:
-        requestor = await associate(port)
-        async with asyncio.timeout(1):
+async def test_which_contexts_were_accepted_is_known_with_the_reason() -> None:
+    mr = "1.2.840.10008.5.1.4.1.1.4"
+    private = "1.2.3.4"
+    with Archive(syntaxes=[IMPLICIT]) as pacs:
+        async with to(pacs.port, (CT, IMPLICIT), (CT, EXPLICIT), (mr, IMPLICIT), (private, IMPLICIT)) as r:
+            assert r.accepts((CT, IMPLICIT)) and r.accepts((mr, IMPLICIT))
+            assert not r.accepts((CT, EXPLICIT)) and not r.accepts((private, IMPLICIT))
+            assert r.proposed((CT, EXPLICIT)) and not r.proposed((mr, EXPLICIT))
+            assert r.refusal((CT, EXPLICIT)) == "transfer-syntax-not-accepted"
+            assert r.refusal((private, IMPLICIT)) == "sop-class-not-accepted"
+
+
+async def test_as_many_contexts_as_there_can_be() -> None:
+    contexts = [(CT, EXPLICIT), *((f"1.2.3.{number}", EXPLICIT) for number in range(127))]
+    with Archive() as pacs:
+        async with to(pacs.port, *contexts) as requestor:
+            assert requestor.accepts((CT, EXPLICIT))
+            assert await store(requestor, made(1)) == 0x0000
+
+
+# ---- peers that do not ----------------------------------------------------------------------------------
+
+
+async def test_nobody_listens() -> None:
+    assert await failure(free_port()) == "unreachable"
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("--refuse",), "rejected"),
+        (("--abort-during",), "aborted"),
+        (("--abort-after",), "aborted"),
+        (("--sleep-during", "4"), "timeout"),
+    ],
+)
+async def test_dcmtk_as_a_bad_peer(tmp_path: Path, options: tuple[str, ...], reason: str) -> None:
+    require("storescp")
+    with storescp(tmp_path, options=options) as pacs:
+        assert await failure(pacs.port) == reason
+
+
+class Bare:
+    """A listener that does with one connection what a function says, on a thread."""
+
+    def __init__(self, act: Any) -> None:
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._server.getsockname()[1]
+        self._act = act
+        self.done = threading.Event()
+        self._thread = threading.Thread(target=self._serve)
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            peer, _ = self._server.accept()
+            with peer:
+                self._act(peer, self.done)
+
+    def __enter__(self) -> Bare:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.done.set()
+        self._server.close()
+        self._thread.join()
+
+
+def _acceptance(max_length: int = 16384) -> bytes:
+    """An A-ASSOCIATE-AC that accepts context 1 in explicit VR little endian."""
+
+    def item(kind: int, value: bytes) -> bytes:
+        return struct.pack(">BxH", kind, len(value)) + value
+
+    context = item(0x21, b"\x01\0\0\0" + item(0x40, EXPLICIT.encode()))
+    user = item(0x50, item(0x51, struct.pack(">I", max_length)) + item(0x52, b"1.2.3"))
+    body = struct.pack(">Hxx", 1) + b"PACS".ljust(16) + b"MEDFERRY".ljust(16) + bytes(32)
+    body += item(0x10, b"1.2.840.10008.3.1.1.1") + context + user
+    return struct.pack(">BxI", 2, len(body)) + body
+
+
+def _silent(peer: socket.socket, done: threading.Event) -> None:
+    done.wait()
+
+
+def _closes(peer: socket.socket, done: threading.Event) -> None:
+    peer.recv(100_000)
+
+
+def _rubbish(peer: socket.socket, done: threading.Event) -> None:
+    peer.recv(100_000)
+    peer.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+    done.wait()
+
+
+def _endless(peer: socket.socket, done: threading.Event) -> None:
+    peer.recv(100_000)
+    peer.sendall(b"\x02\0\xff\xff\xff\xff")
+    done.wait()
+
+
+def _takes_nothing(peer: socket.socket, done: threading.Event) -> None:
+    peer.recv(100_000)
+    peer.sendall(_acceptance())
+    done.wait()
+
+
+def _closes_in_the_middle(peer: socket.socket, done: threading.Event) -> None:
+    peer.recv(100_000)
+    peer.sendall(_acceptance())
+    peer.recv(50_000)
+
+
+def _releases_in_the_middle(peer: socket.socket, done: threading.Event) -> None:
+    peer.recv(100_000)
+    peer.sendall(_acceptance())
+    peer.sendall(b"\x05\0\0\0\0\x04\0\0\0\0")
+    while not done.is_set() and peer.recv(100_000):
+        pass
+
+
+def _answers_another(peer: socket.socket, done: threading.Event) -> None:
+    peer.recv(100_000)
+    peer.sendall(_acceptance())
+
+    def value(tag: int, content: bytes) -> bytes:
+        return struct.pack("<HHI", 0, tag, len(content)) + content
+
+    body = value(2, CT.encode() + b"\0") + value(0x100, b"\x01\x80") + value(0x120, b"\x63\x00")
+    body += value(0x800, b"\x01\x01") + value(0x900, b"\0\0")
+    body = value(0, struct.pack("<I", len(body))) + body
+    peer.recv(100_000)
+    peer.sendall(struct.pack(">BxIIBB", 4, len(body) + 6, len(body) + 2, 1, 3) + body)
+    while not done.is_set() and peer.recv(100_000):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("act", "reason"),
+    [
+        (_silent, "timeout"),
+        (_closes, "aborted"),
+        (_rubbish, "aborted"),
+        (_endless, "aborted"),
+        (_takes_nothing, "timeout"),
+        (_closes_in_the_middle, "aborted"),
+        (_releases_in_the_middle, "released"),
+        (_answers_another, "protocol"),
+    ],
+)
+async def test_a_bare_peer_that_misbehaves(act: Any, reason: str) -> None:
+    """The object is larger than what the sockets' buffers hold."""
+    with Bare(act) as peer:
+        assert await failure(peer.port, 0.4, made(1, 8_000_000)) == reason
+
+
+@pytest.mark.parametrize("max_length", [0, 7, 64, 2**32 - 1])
+async def test_a_pdu_limit_at_its_ends(max_length: int) -> None:
+    """PDUs keep what the peer announced; where that leaves no room for data, the association ends."""
+    lengths: list[int] = []
+
+    def act(peer: socket.socket, done: threading.Event) -> None:
+        peer.recv(100_000)
+        peer.sendall(_acceptance(max_length))
+        peer.settimeout(0.3)
+        received = b""
+        with contextlib.suppress(TimeoutError):
+            while piece := peer.recv(1 << 20):
+                received += piece
+        at = 0
+        while at + 6 <= len(received):
+            kind, length = struct.unpack_from(">BxI", received, at)
+            if kind == 4:
+                lengths.append(length)
+            at += 6 + length
+
+    with Bare(act) as peer, contextlib.suppress(PeerError):
+        async with to(peer.port, seconds=0.6) as requestor:
+            await store(requestor, made(1, 3000))
+    assert lengths or max_length == 7
+    if 7 < max_length < 2**32 - 1:
+        assert max(lengths) <= max_length
+
+
+async def test_a_file_that_is_shorter_than_said_aborts_the_association() -> None:
+    with Archive() as pacs:
+        async with to(pacs.port) as requestor:
+            with tempfile.TemporaryFile() as file, pytest.raises(OSError, match="early"):
+                await requestor.store(
+                    sop_class=CT,
+                    sop_instance="1.2.3",
+                    transfer_syntax=EXPLICIT,
+                    fd=file.fileno(),
+                    offset=0,
+                    size=1000,
+                )
+            assert requestor.ended
+        assert pacs.received == {}
+
+
+async def test_cancelling_aborts_and_leaves_nothing_open() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    with Bare(_takes_nothing) as peer:
+        async with to(peer.port, seconds=30) as requestor:
+            task = asyncio.create_task(store(requestor, made(1, 8_000_000)))
+            await asyncio.sleep(0.05)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert requestor.ended
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+async def test_an_ended_association_is_not_used_again() -> None:
+    with Archive() as pacs:
+        async with to(pacs.port) as requestor:
             await requestor.release()
-        assert requestor.ended
+            with pytest.raises(PeerError):
+                await store(requestor, made(1))
+            await requestor.release()
+            requestor.abort()
 
 
-async def test_a_release_that_meets_the_peers_own_ends_in_order() -> None:
-    async def script(caller: Caller) -> None:
-        await accepting(caller)
-        assert await caller.whole() == RELEASE_RQ
-        caller.send(RELEASE_RQ)
-        assert await caller.whole() == RELEASE_RP
-        caller.send(RELEASE_RP)
-        await caller.closed()
-
-    async with acceptor(script) as port:
-        requestor = await associate(port)
-        await requestor.release()
-        assert requestor.ended
-
-
-async def test_an_abort_is_said() -> None:
-    heard: list[bytes] = []
-
-    async def script(caller: Caller) -> None:
-        await accepting(caller)
-        heard.append(await caller.whole())
-
-    async with acceptor(script) as port:
-        requestor = await associate(port)
-        requestor.abort()
-        await until(lambda: heard)
-    assert heard == [abort(0, 0)]
-
-
-async def test_what_makes_no_sense_is_answered_with_an_abort() -> None:
-    heard: list[bytes] = []
-
-    async def script(caller: Caller) -> None:
-        await accepting(caller)
-        caller.send(b"\xff" * 100)
-        heard.append(await caller.whole())
-
-    async with acceptor(script) as port:
-        requestor = await associate(port)
-        await until(lambda: heard)
-        assert requestor.ended
-    assert heard == [abort(2, 1)]
-
-
-async def test_repr_tells_the_state() -> None:
-    async with acceptor(accepting) as port:
-        requestor = await associate(port)
-        requestor.abort()
-        assert repr(requestor) == f"<Requestor MEDFERRY at 127.0.0.1:{port} closed>"
+@pytest.mark.slow
+@pytest.mark.peer
+@pytest.mark.timeout(300)
+async def test_two_gigabytes_are_never_in_memory(tmp_path: Path) -> None:
+    require("storescp")
+    start = names(instance="2.25.1")
+    size = 2_000_000_000
+    pixels = element(0x7FE00010, "OW", b"")[:-4] + struct.pack("<I", size)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with storescp(tmp_path, options=("--ignore",)) as pacs, tempfile.TemporaryFile() as file:
+        file.write(start + pixels)
+        file.truncate(len(start + pixels) + size)
+        file.flush()
+        async with to(pacs.port, seconds=60) as requestor:
+            status = await requestor.store(
+                sop_class=CT,
+                sop_instance="2.25.1",
+                transfer_syntax=EXPLICIT,
+                fd=file.fileno(),
+                offset=0,
+                size=len(start + pixels) + size,
+            )
+            assert status == 0x0000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 16 * 1024

@@ -93,7 +93,7 @@ def test_destinations_that_are_absent_or_refuse_hold_up_no_other(tmp_path: Path)
             figures = sink_figures(relay)
             assert figures["destination"]["absent"]["last error"] == "unreachable"
             assert figures["destination"]["refusing"]["last error"].startswith("rejected")
-            assert figures["waiting"] == {"absent": 5, "refusing": 5, "pacs": 0}
+            eventually(lambda: sink_figures(relay)["waiting"] == {"absent": 5, "refusing": 5, "pacs": 0})
             assert any("destination absent is away" in each for each in figures["complaints"])
 
             refusing.close()
