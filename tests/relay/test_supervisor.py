@@ -297,8 +297,48 @@ def test_a_long_path_of_the_state_directory_will_do(tmp_path: Path) -> None:
 
 
 def _fails(config: str, directory: Path) -> str:
+    """What ``medferry run`` says about a file with which it cannot start."""
     file = directory / "medferry.toml"
     file.write_text(config)
     done = kit.command("run", str(file), directory=directory)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_a_port_that_is_taken_is_told_at_the_start(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        message = _fails(kit.relay(kit.lane("one", port=taken.getsockname()[1])), tmp_path)
+    assert "cannot listen on 127.0.0.1:" in message
+    assert "nobody else listens there" in message
+
+
+def test_a_key_file_that_is_not_there_is_told_at_the_start(tmp_path: Path) -> None:
+    message = _fails(kit.relay(kit.lane("one", source='key_file = "/nowhere/key.pem"')), tmp_path)
+    assert "/nowhere/key.pem" in message
+    assert "No such file" in message
+
+
+def test_a_key_file_is_handed_over_and_read_anew_at_each_start(tmp_path: Path) -> None:
+    key = tmp_path / "key.pem"
+    key.write_text("x" * 10)
+    key.chmod(0o600)
+    config = kit.relay(kit.lane("one", source=f'key_file = "{key}"'), keys=QUICK)
+    with kit.relaying(config, tmp_path) as product:
+        kit.until(lambda: "key file has 10 characters" in product.log, "the worker reads it")
+        key.write_text("x" * 20)
+        os.kill(kit.pids(product, "one")["source"], signal.SIGKILL)
+        kit.until(lambda: "key file has 20 characters" in product.log, "the next worker reads the new one")
+        key.unlink()
+        os.kill(kit.pids(product, "one")["source"], signal.SIGKILL)
+        kit.until(lambda: "one.source could not be started" in product.log, "its absence is told")
+        key.write_text("x" * 30)
+        kit.until(lambda: "key file has 30 characters" in product.log, "and it is tried again")
+
+
+def test_asking_where_no_relay_runs_says_so(tmp_path: Path) -> None:
+    done = kit.command("status", "--state", str(tmp_path), directory=tmp_path)
     assert done.returncode == 1
     assert "start it with medferry run FILE" in done.stderr
