@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 
 from relay import config
+from relay.bench_cli import bench
 from relay.confine import possible
 from relay.errors import ConfigError, MedferryError
 from relay.log import FORMATS, configure
@@ -31,6 +32,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(bench, name="bench")
 app.add_typer(spool, name="spool")
 app.add_typer(quarantine, name="quarantine")
 
@@ -121,14 +123,15 @@ def doctor(as_json: Json = False) -> None:
 
 @app.command()
 def demo(
+    seconds: Annotated[float, typer.Option(min=3, max=600, help="How long the camera runs.")] = 8,
     keep: Annotated[bool, typer.Option(help="Keep the relay running afterwards, until Ctrl-C.")] = False,
 ) -> None:
-    """Run a relay on loopback and send studies through it."""
+    """Run a relay on loopback and send studies and a camera through it."""
     # The one place where the core's command reaches into the adapters, and only when asked to.
     from relay.demo import show
 
     with failing_clearly():
-        raise typer.Exit(asyncio.run(show(keep)))
+        raise typer.Exit(asyncio.run(show(seconds, keep)))
 
 
 def main() -> None:

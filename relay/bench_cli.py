@@ -1,0 +1,99 @@
+"""`medferry bench rtp` and `bench webrtc`: measure a running relay from outside, glass to glass.
+
+Pictures with a machine-readable stamp of when they were painted go in on side A; the stamp is read off the
+pictures that come out on side B. Needs both sides within reach of one machine, so that one clock serves both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from relay.errors import MedferryError
+from relay.lanes import load
+
+bench = typer.Typer(help="Measure a running relay from outside, glass to glass.", no_args_is_help=True)
+
+Seconds = Annotated[float, typer.Option(min=3, max=3600, help="How long.")]
+Codec = Annotated[str, typer.Option(help="h264 or vp8.")]
+Dimensions = Annotated[str, typer.Option("--size", help="Width x height, as in 1280x720.")]
+Rate = Annotated[int, typer.Option(min=1, max=120, help="Pictures a second.")]
+Bitrate = Annotated[int, typer.Option(min=100_000, max=50_000_000, help="Bits a second sent.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts, every latency included.")]
+Plot = Annotated[str | None, typer.Option(help="Write a plot to this file (needs matplotlib).")]
+
+
+@contextlib.contextmanager
+def _failing_clearly() -> Iterator[None]:
+    try:
+        yield
+    except MedferryError as error:
+        typer.echo(f"medferry: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+def _size(text: str, rate: int) -> Any:
+    width, _, height = text.partition("x")
+    if not (width.isdigit() and height.isdigit()):
+        raise typer.BadParameter("write width x height, as in 1280x720", param_hint="--size")
+    return load("rtc.camera:Size")(int(width), int(height), rate)
+
+
+def _measure(name: str, as_json: bool, plot: str | None, **options: Any) -> None:
+    if options["codec"] not in ("h264", "vp8"):
+        raise typer.BadParameter("write h264 or vp8", param_hint="--codec")
+    with _failing_clearly():
+        report = asyncio.run(load(f"rtc.bench:bench_{name}")(load("rtc.bench:Options")(**options)))
+    if plot is not None:
+        load("rtc.bench_report:plot")([report], plot)
+    if as_json:
+        typer.echo(json.dumps(report.as_json()))
+        return
+    table = Table("figure", name)
+    for label, value in load("rtc.bench_report:lines")(report):
+        table.add_row(label, value)
+    Console().print(table)
+
+
+@bench.command("rtp")
+def rtp(
+    source: Annotated[str, typer.Argument(help="host:port where the relay takes RTP.")],
+    sink: Annotated[str, typer.Argument(help="host:port that the relay sends RTP to.")],
+    seconds: Seconds = 10,
+    codec: Codec = "h264",
+    size: Dimensions = "1280x720",
+    rate: Rate = 30,
+    bitrate: Bitrate = 4_000_000,
+    as_json: Json = False,
+    plot: Plot = None,
+) -> None:
+    """Send plain RTP into a relay and receive what it sends."""
+    options = {"source": source, "sink": sink, "seconds": seconds, "codec": codec, "bitrate": bitrate}
+    _measure("rtp", as_json, plot, size=_size(size, rate), **options)
+
+
+@bench.command("webrtc")
+def webrtc(
+    source: Annotated[str, typer.Argument(help="URL to publish to, as in http://host:8081/whip/camera.")],
+    sink: Annotated[str, typer.Argument(help="URL to watch, as in http://host:8082/whep/camera.")],
+    seconds: Seconds = 10,
+    codec: Codec = "h264",
+    size: Dimensions = "1280x720",
+    rate: Rate = 30,
+    bitrate: Bitrate = 4_000_000,
+    source_token: Annotated[str | None, typer.Option(envvar="MEDFERRY_SOURCE_TOKEN")] = None,
+    sink_token: Annotated[str | None, typer.Option(envvar="MEDFERRY_SINK_TOKEN")] = None,
+    as_json: Json = False,
+    plot: Plot = None,
+) -> None:
+    """Publish by WHIP and watch by WHEP."""
+    options = {"source": source, "sink": sink, "seconds": seconds, "codec": codec, "bitrate": bitrate}
+    tokens = {"source_token": source_token, "sink_token": sink_token}
+    _measure("webrtc", as_json, plot, size=_size(size, rate), **options, **tokens)
