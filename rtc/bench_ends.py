@@ -160,17 +160,28 @@ def _udp(address: str, *, bind: bool) -> socket.socket:
 
 
 class RtpSender:
-    """Sends a camera's pictures as plain RTP, and answers NACKs and keyframe requests."""
+    """Sends a camera's pictures as plain RTP, and answers NACKs and keyframe requests.
+
+    Sender reports go to the next port up, or to the same one with `mux` (RFC 5761).
+    """
 
     def __init__(
-        self, address: str, codec: VideoCodec, bitrate: int, rate: int, keyframe_seconds: float
+        self,
+        address: str,
+        codec: VideoCodec,
+        bitrate: int,
+        rate: int,
+        keyframe_seconds: float,
+        *,
+        mux: bool = False,
     ) -> None:
         profile = VideoProfile(codec=codec, bitrate=bitrate, keyframe_seconds=keyframe_seconds)
         self._socket = _udp(address, bind=False)
         self._encoder = _Encoder(profile, rate, lambda picture: self._end.picture(picture))
         self.offer = self._encoder.offer
         host, port = split_address(address)
-        self._reports = _udp(f"[{host}]:{port + 1}" if ":" in host else f"{host}:{port + 1}", bind=False)
+        above = f"[{host}]:{port + 1}" if ":" in host else f"{host}:{port + 1}"
+        self._reports = self._socket if mux else _udp(above, bind=False)
         self._end = SendingEnd(
             timeline=self._encoder.timeline,
             video=RtpStream(payload_type=PAYLOAD_TYPE, rate=VIDEO_CLOCK, cname="bench"),
@@ -181,7 +192,7 @@ class RtpSender:
             want_keyframe=self._encoder.thread.request_keyframe,
             sent=lambda picture, now_ns: None,
         )
-        for sock in (self._socket, self._reports):
+        for sock in {self._socket, self._reports}:
             asyncio.get_running_loop().add_reader(sock.fileno(), self._readable, sock)
 
     @staticmethod
@@ -202,7 +213,7 @@ class RtpSender:
     async def close(self) -> None:
         """Say goodbye; returns when the encoder has ended."""
         self._end.close()
-        for sock in (self._socket, self._reports):
+        for sock in {self._socket, self._reports}:
             asyncio.get_running_loop().remove_reader(sock.fileno())
             sock.close()
         await self._encoder.close()
@@ -335,6 +346,11 @@ class WhipSender:
         timestamp = picture.timeline_ns * VIDEO_CLOCK // 1_000_000_000 & 0xFFFFFFFF
         return RTCEncodedFrame(picture.coded.payloads, timestamp, NO_LEVEL)
 
+    @property
+    def connection(self) -> RTCPeerConnection:
+        """aiortc's connection, to add sound to before it is opened."""
+        return self._peer.connection
+
     async def connect(self) -> None:
         """See `_HttpPeer.negotiate`."""
         await self._peer.negotiate()
@@ -379,6 +395,11 @@ class WhepReceiver:
         task = asyncio.get_running_loop().create_task(send)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    @property
+    def connection(self) -> RTCPeerConnection:
+        """aiortc's connection, to add sound to before it is opened."""
+        return self._peer.connection
 
     async def connect(self) -> None:
         """See `_HttpPeer.negotiate`."""
