@@ -22,7 +22,7 @@ from typing import Any
 
 from relay.errors import SpoolError
 from relay.spool_files import Directory, discard, spool_error, start_writeback
-from relay.spool_index import Admitted, Index, Row, Totals
+from relay.spool_index import Admitted, Index, Mark, Row, Totals
 from relay.spool_types import Entry, SpoolLimits
 
 MAX_GROUP = 128
@@ -284,8 +284,16 @@ class Committer:
         """Write the rows that wait, once nothing else is to be done or it is time."""
         overdue = time.monotonic() - self._rows_since >= MAX_ROW_DELAY_SECONDS
         if self._rows and (self._idle or overdue or self._jobs or self._stopping):
-            replaced = index.record(self._rows)
-            rows, self._rows = self._rows, []
+            # A delivery may be over before its object's file is synced: the object's row has to come first.
+            unsynced = {intake.entry.seq for intake in self._intakes}
+            early: list[Row] = []
+            rows: list[Row] = []
+            for row in self._rows:
+                (early if type(row) is Mark and row.seq in unsynced else rows).append(row)
+            if not rows:
+                return
+            replaced = index.record(rows)
+            self._rows, self._rows_since = early, time.monotonic()
             for name in replaced:
                 discard(name, self._directory.quarantine)
             self._report(index, rows)

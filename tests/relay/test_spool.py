@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from relay import spool_committer
 from relay.errors import SpoolError, SpoolFull
 from relay.spool import DeliveryState, Entry, Spool
 from relay.spool_admin import SpoolAdmin
@@ -174,6 +175,23 @@ async def test_a_sealed_object_is_there_at_once_and_durable_soon(directory: str)
         assert (await spool.feed("pacs").next()).id == entry.id
         await spool.durable(entry)
         await spool.durable(entry)
+
+
+async def test_a_delivery_that_is_over_before_the_file_is_synced_stays_over(
+    directory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool_committer, "MAX_SEAL_DELAY_SECONDS", 0.3)
+    async with opened(directory) as spool:
+        entry = spool.seal(begun(spool), facts())
+        assert spool.feed("pacs").next_nowait() == entry
+        spool.done(entry, "pacs")
+        # Longer than rows wait for others, shorter than the file.
+        await asyncio.sleep(0.1)
+        await spool.durable(entry)
+        await asyncio.sleep(0.1)
+        assert (spool.stats().waiting, spool.stats().retained_objects) == ({"pacs": 0}, 1)
+    async with opened(directory) as spool:
+        assert spool.stats().waiting == {"pacs": 0}
 
 
 async def test_a_seal_with_another_hash_leaves_the_part(directory: str) -> None:
