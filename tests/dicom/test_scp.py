@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import logging
 import resource
+import socket
 
 import pytest
 
+from dicom.acceptor import MAX_UNSENT_BYTES
 from dicom.associate import decode_request
 from dicom.policy import AcceptRule, Doorkeeper, Policy, plain_address
-from dicom.scp import Rejection
+from dicom.scp import RECEIVE_BYTES, Rejection
 from tests.dicom.associations import (
     ABORT,
     CT,
@@ -31,7 +33,7 @@ from tests.dicom.associations import (
     u16,
     uid,
 )
-from tests.dicom.callers import ANYONE, serving, until
+from tests.dicom.callers import ANYONE, SECONDS, serving, until
 
 DATA = bytes(range(256)) * 300
 
@@ -141,17 +143,26 @@ async def test_answers_that_nobody_takes_stop_the_reading() -> None:
     async with serving() as station:
         caller = await station.associate(receive_bytes=4096)
         caller.writer.transport.pause_reading()  # type: ignore[attr-defined]
-        echoes = echo_message() * 1000
-        for _ in range(50):
-            caller.send(echoes)
-        await asyncio.sleep(0.3)
         [acceptor] = station.server._established
-        assert acceptor._transport.get_write_buffer_size() < 128 * 1024
-        assert caller.writer.transport.get_write_buffer_size() > 0
+        assert acceptor._options is not None
+        acceptor._options.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        sent = 0
+        async with asyncio.timeout(SECONDS):
+            while not acceptor._paused:
+                caller.send(echo_message() * 100)
+                sent += 100
+                await asyncio.sleep(0)
+            while not acceptor._blocked:
+                await asyncio.sleep(0)
+        caller.send(echo_message() * 5000)
+        sent += 5000
+        await asyncio.sleep(0.05)
+        assert acceptor._transport.get_write_buffer_size() < 2 * MAX_UNSENT_BYTES
+        assert len(acceptor._association._reader._view) <= RECEIVE_BYTES
         caller.writer.transport.resume_reading()  # type: ignore[attr-defined]
-        for _ in range(2000):
+        for _ in range(sent):
             assert (await caller.command()).status == 0
-        caller.reset()
+        await caller.release()
 
 
 @pytest.mark.parametrize("field", [0x0010, 0x0020, 0x0021, 0x0100, 0x0110, 0x0120, 0x0130, 0x0140, 0x0150])
