@@ -33,6 +33,9 @@ MS_NODEV = 0x4
 PR_SET_PDEATHSIG = 1
 PR_SET_NO_NEW_PRIVS = 38
 
+CAP_CHOWN, CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN = 0, 6, 7, 21
+"""capabilities(7). Root in a container often has the first three and not the last."""
+
 NETNS_DIRECTORY = "/run/netns"
 """Where `ip netns` keeps its namespaces."""
 
@@ -179,10 +182,27 @@ def needed_paths() -> tuple[str, ...]:
     return (*prefixes, *packages, *filter(os.path.isdir, extra))
 
 
+def _capabilities() -> int:
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
+
+
 def possible() -> dict[str, bool]:
     """Which measures this process could impose on its workers."""
-    root = os.geteuid() == 0
-    return {"own uid": root, "network namespace": root, "no new privileges": True, "own view of files": root}
+    held = _capabilities()
+    users = all(held >> number & 1 for number in (CAP_CHOWN, CAP_SETGID, CAP_SETUID))
+    admin = bool(held >> CAP_SYS_ADMIN & 1)
+    return {
+        "own uid": users,
+        "network namespace": admin,
+        "no new privileges": True,
+        "own view of files": admin,
+    }
+
+
+def reachable(uid: int, paths: tuple[str, ...]) -> bool:
+    """Whether a process of `uid` would reach all of `paths` without a view of its own."""
+    return not _closed_directories(uid, paths)
 
 
 def main() -> None:

@@ -17,6 +17,10 @@ LOWEST_US = 1
 HIGHEST_US = 600_000_000
 """Microseconds: longer latencies count as ten minutes."""
 
+MAX_SCOPES = 64
+"""Streams whose latencies are kept: more than run at once. A histogram takes 170 KB, and a publisher may come
+back under ever new names, so beyond that the one longest known is forgotten."""
+
 QUANTILES = (0.5, 0.95, 0.99, 1.0)
 
 
@@ -88,8 +92,16 @@ class Metrics:
         key = (hop, scope)
         found = self._latencies.get(key)
         if found is None:
+            self._make_room(scope)
             found = self._latencies[key] = Latency()
         return found
+
+    def _make_room(self, scope: str) -> None:
+        scopes = dict.fromkeys(where for _, where in self._latencies)
+        if scope in scopes or len(scopes) < MAX_SCOPES:
+            return
+        oldest = next(iter(scopes))
+        self._latencies = {key: item for key, item in self._latencies.items() if key[1] != oldest}
 
     def latencies(self, scope: str = "") -> dict[str, dict[str, float]]:
         """All summaries of one scope, by hop."""

@@ -8,13 +8,15 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 GOOD, BAD, PENDING = "green", "red", "yellow"
 _COLOURS = {"running": GOOD, "ready": GOOD, "starting": PENDING, "draining": PENDING}
 
 RESTARTS_UNWELL = 3
-"""A process restarted so often within its last minute is shown as not well."""
+STABLE_SECONDS = 60.0
+"""A process that was started again so often, and lately, is shown as not well."""
 
 
 def well(state: dict[str, Any]) -> bool:
@@ -24,11 +26,17 @@ def well(state: dict[str, Any]) -> bool:
 
 def complaints(state: dict[str, Any]) -> list[str]:
     """What an operator should look at, one sentence each."""
-    found = []
+    found = [f"lane {name} is not started: {why}" for name, why in state["not_started"].items()]
     for lane in state["lanes"]:
         name = lane["name"]
         if lane["state"] != "running":
             found.append(f"lane {name} is {lane['state']}")
+        for part in ("source", "valve", "sink"):
+            restarts = lane[part]["restarts"]
+            if restarts >= RESTARTS_UNWELL and lane[part]["up_seconds"] < STABLE_SECONDS:
+                found.append(
+                    f"lane {name}: its {part} was started again {restarts} times, lately; see its log"
+                )
         link = lane["sink"]["figures"].get("link", {})
         if link.get("silent"):
             found.append(f"lane {name}: nothing crosses the link, not even heartbeats")
@@ -52,7 +60,7 @@ def print_status(state: dict[str, Any], console: Console) -> None:
         _print_lane(lane, console)
     problems = complaints(state)
     for problem in problems:
-        console.print(f"[red]![/] {problem}", highlight=False)
+        console.print(f"[red]![/] {escape(_plain(problem))}", highlight=False)
     if not problems:
         console.print("[green]All is well.[/]")
 
@@ -102,8 +110,15 @@ def _print_figures(lane: dict[str, Any], console: Console) -> None:
     table = Table("figure", "source", "sink", show_header=True)
     columns = [dict(_flat(lane[side]["figures"])) for side in ("source", "sink")]
     for name in dict.fromkeys([*columns[0], *columns[1]]):
-        table.add_row(name, *(str(column.get(name, "")) for column in columns))
+        table.add_row(
+            *(escape(_plain(str(text))) for text in (name, *(item.get(name, "") for item in columns)))
+        )
     console.print(table)
+
+
+def _plain(text: str) -> str:
+    """A worker's word for a terminal: nothing in it moves the cursor or changes colours."""
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def _flat(figures: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -28,7 +28,7 @@ from typing import Any, Literal
 
 from relay import valve
 from relay.config import Config, LaneSettings, RelaySettings, SideSettings, read
-from relay.confine import EMPTY_NETNS, Confinement, needed_paths, possible
+from relay.confine import EMPTY_NETNS, Confinement, needed_paths, possible, reachable
 from relay.errors import ConfigError, MedferryError
 from relay.lanes import LANE_KINDS
 from relay.listeners import open_listener
@@ -137,16 +137,17 @@ class Lane:
 
     def confinement(self, name: SideName | Literal["valve"]) -> Confinement:
         """What the process `name` gives up on this host, as this user."""
-        root = os.geteuid() == 0
-        uid = None
-        if root and self.relay.separate_users:
-            uid = uid_of(self.relay.uid_base, self.slot, name)
+        measures = possible()
         if name == "valve":
             paths = (*needed_paths(), os.path.dirname(os.path.abspath(valve.__file__)))
-            netns = EMPTY_NETNS if root else None
+            netns = EMPTY_NETNS if measures["network namespace"] else None
         else:
             paths = (*needed_paths(), self.directory(name))
             netns = self.side(name).netns
+        uid = None
+        if self.relay.separate_users and measures["own uid"]:
+            own = uid_of(self.relay.uid_base, self.slot, name)
+            uid = own if measures["own view of files"] or reachable(own, paths) else None
         return Confinement(uid=uid, netns=netns, paths=paths, parent=os.getpid())
 
     def open(self) -> None:
@@ -158,9 +159,9 @@ class Lane:
         try:
             for name in ("source", "sink"):
                 side = self.side(name)
-                if side.netns is not None and os.geteuid() != 0:
+                if side.netns is not None and not possible()["network namespace"]:
                     raise MedferryError(
-                        f"lane {self.settings.name!r}.{name}: netns = {side.netns!r} needs root: "
+                        f"lane {self.settings.name!r}.{name}: netns = {side.netns!r} needs CAP_SYS_ADMIN: "
                         "run medferry as root or remove the key"
                     )
                 for listener in side.listeners():

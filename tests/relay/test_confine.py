@@ -1,0 +1,227 @@
+"""What a confined process can no longer do, asked of real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from relay import confine
+from relay.confine import EMPTY_NETNS, Confinement, needed_paths, possible
+from tests.fake_lane.kit import alive, root, until
+from tests.peers import require
+from tests.product import REPOSITORY
+
+UID = 61_990
+"""Of nobody."""
+
+needs_root = [
+    pytest.mark.root,
+    pytest.mark.skipif(not root(), reason="needs root: run the tests as root"),
+]
+
+ASK = """
+import json, os, resource, sys
+def status(name):
+    lines = open("/proc/self/status").readlines()
+    return next(line.split(":", 1)[1].split() for line in lines if line.startswith(name + ":"))
+answer = {
+    "uids": status("Uid"), "gids": status("Gid"), "groups": status("Groups"),
+    "no new privileges": status("NoNewPrivs"), "capabilities": status("CapEff") + status("CapPrm"),
+    "files": resource.getrlimit(resource.RLIMIT_NOFILE), "core": resource.getrlimit(resource.RLIMIT_CORE),
+    "umask": status("Umask"), "net": os.stat("/proc/self/ns/net").st_ino,
+    "mounts": os.stat("/proc/self/ns/mnt").st_ino, "links": os.listdir("/sys/class/net"),
+}
+for path in sys.argv[1:]:
+    try:
+        answer[path] = os.listdir(path)
+    except OSError as error:
+        answer[path] = error.strerror
+print(json.dumps(answer))
+"""
+
+
+def confined(
+    confinement: Confinement, *arguments: str, script: str = ASK
+) -> subprocess.CompletedProcess[str]:
+    command = confinement.command([sys.executable, "-I", "-c", script, *arguments])
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=30, check=False, cwd="/", env=environment
+    )
+
+
+def answer(confinement: Confinement, *arguments: str) -> dict[str, Any]:
+    done = confined(confinement, *arguments)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_without_root_too_privileges_files_and_cores_are_limited() -> None:
+    seen = answer(Confinement(max_open_files=100))
+    assert seen["no new privileges"] == ["1"]
+    assert seen["files"] == [100, 100]
+    assert seen["core"] == [0, 0]
+    assert seen["umask"] == ["0077"]
+    assert seen["uids"] == [str(os.getuid())] * 4
+    assert seen["net"] == os.stat("/proc/self/ns/net").st_ino
+    assert seen["mounts"] == os.stat("/proc/self/ns/mnt").st_ino
+
+
+def test_a_hard_limit_that_is_lower_already_is_kept() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert answer(Confinement(max_open_files=2**40))["files"] == [hard, hard]
+
+
+def test_what_cannot_be_had_ends_the_process() -> None:
+    done = confined(Confinement(netns="no-such-namespace"))
+    assert done.returncode != 0
+    assert done.stdout == ""
+
+
+def test_a_supervisor_that_is_gone_already_is_noticed() -> None:
+    done = confined(Confinement(parent=os.getppid()))
+    assert done.returncode != 0
+    assert "the supervisor ended" in done.stderr
+
+
+@pytest.mark.parametrize("uid", [None, pytest.param(UID, marks=needs_root)])
+def test_it_dies_with_its_supervisor(tmp_path: Path, uid: int | None) -> None:
+    """Killed like that, the supervisor has no time to end anything."""
+    tmp_path.chmod(0o755)
+    worker = Confinement(uid=uid, paths=needed_paths()).command(
+        [sys.executable, "-I", "-c", "import time, os; print(os.getpid(), flush=True); time.sleep(600)"]
+    )
+    script = "import subprocess, sys; subprocess.Popen(sys.argv[1:]).wait()"
+    supervisor = subprocess.Popen(
+        [sys.executable, "-I", "-c", script, *worker],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        cwd="/",
+    )
+    assert supervisor.stdout is not None
+    pid = int(supervisor.stdout.readline())
+    assert alive(pid)
+    supervisor.send_signal(signal.SIGKILL)
+    supervisor.wait()
+    supervisor.stdout.close()
+    until(lambda: not alive(pid), "the worker ends")
+
+
+@pytest.mark.parametrize(
+    ("held", "users", "namespaces"),
+    [
+        (0x1FFFFFFFFFF, True, True),
+        (0xA80425FB, True, False),  # root in a container, as Docker makes it
+        (1 << 21, False, True),
+        (0, False, False),
+    ],
+)
+def test_what_is_possible_is_what_the_capabilities_allow(
+    monkeypatch: pytest.MonkeyPatch, held: int, users: bool, namespaces: bool
+) -> None:
+    monkeypatch.setattr(confine, "_capabilities", lambda: held)
+    assert possible() == {
+        "own uid": users,
+        "network namespace": namespaces,
+        "no new privileges": True,
+        "own view of files": namespaces,
+    }
+
+
+@pytest.mark.parametrize(
+    ("netns", "shown"), [(None, "shared"), (EMPTY_NETNS, "empty"), ("hospital", "hospital")]
+)
+def test_describe_says_what_is_in_force(netns: str | None, shown: str) -> None:
+    described = Confinement(netns=netns).describe()
+    assert described["network namespace"] == shown
+    assert described["uid"] == str(os.getuid())
+    assert described["own uid"] is False
+    assert described["own view of files"] is False
+
+
+@pytest.mark.root
+@pytest.mark.skipif(not root(), reason="needs root: run the tests as root")
+class TestAsRoot:
+    def test_a_uid_of_its_own_has_no_group_and_no_capability(self) -> None:
+        seen = answer(Confinement(uid=UID, paths=needed_paths()))
+        assert seen["uids"] == seen["gids"] == [str(UID)] * 4
+        assert seen["groups"] == []
+        assert {int(word, 16) for word in seen["capabilities"]} == {0}
+
+    def test_a_uid_cannot_be_changed_back(self) -> None:
+        script = "import os\ntry:\n os.setuid(0)\nexcept PermissionError:\n print('no')\n"
+        assert confined(Confinement(uid=UID, paths=needed_paths()), script=script).stdout == "no\n"
+
+    def test_an_empty_network_namespace_has_a_loopback_that_is_down(self) -> None:
+        script = (
+            "import socket\nsock = socket.socket()\n"
+            "try:\n sock.connect(('127.0.0.1', 9))\nexcept OSError as error:\n print(error.strerror)\n"
+        )
+        done = confined(Confinement(netns=EMPTY_NETNS), script=script)
+        assert done.stdout == "Network is unreachable\n"
+
+    @pytest.fixture
+    def netns(self) -> Iterator[str]:
+        ip = require("ip")
+        name = f"medferry-test-{os.getpid()}-{time.monotonic_ns() % 10**6}"
+        subprocess.run([ip, "netns", "add", name], check=True)
+        yield name
+        subprocess.run([ip, "netns", "delete", name], check=True)
+
+    @pytest.mark.peer
+    def test_a_namespace_by_name_is_entered(self, netns: str) -> None:
+        seen = answer(Confinement(netns=netns))
+        assert seen["net"] == os.stat(f"{confine.NETNS_DIRECTORY}/{netns}").st_ino
+        assert seen["net"] != os.stat("/proc/self/ns/net").st_ino
+
+    @pytest.fixture
+    def closed(self, tmp_path: Path) -> Path:
+        """A directory that other uids may not pass, with one that they need and one that they do not."""
+        closed = tmp_path / "closed"
+        needed = closed / "inner" / "needed"
+        needed.mkdir(parents=True)
+        (needed / "file").touch()
+        (closed / "secret").mkdir()
+        os.chown(needed, UID, UID)
+        closed.chmod(0o700)
+        return closed
+
+    def test_a_closed_directory_shows_what_is_needed_and_nothing_else(self, closed: Path) -> None:
+        needed = str(closed / "inner" / "needed")
+        seen = answer(Confinement(uid=UID, paths=(*needed_paths(), needed)), needed, str(closed))
+        assert seen[needed] == ["file"]
+        assert seen[str(closed)] == ["inner"]
+        assert seen["mounts"] != os.stat("/proc/self/ns/mnt").st_ino
+        assert sorted(os.listdir(closed)) == ["inner", "secret"], "as before for everybody else"
+
+    def test_a_symbolic_link_into_a_closed_directory_will_do(self, closed: Path, tmp_path: Path) -> None:
+        needed = closed / "inner" / "needed"
+        link = tmp_path / "link"
+        link.symlink_to(needed)
+        seen = answer(Confinement(uid=UID, paths=(*needed_paths(), str(link))), str(link))
+        assert seen[str(link)] == ["file"]
+
+    def test_a_symbolic_link_in_a_closed_directory_will_do(self, closed: Path, tmp_path: Path) -> None:
+        outside = tmp_path / "outside"
+        outside.mkdir()
+        (outside / "file").touch()
+        link = closed / "link"
+        link.symlink_to(outside)
+        seen = answer(Confinement(uid=UID, paths=(*needed_paths(), str(link))), str(link))
+        assert seen[str(link)] == ["file"]
+
+    def test_describe_tells_of_a_view_of_its_own(self, closed: Path) -> None:
+        needed = str(closed / "inner" / "needed")
+        assert Confinement(uid=UID, paths=(needed,)).describe()["own view of files"] is True
+        assert Confinement(uid=UID, paths=("/usr/bin",)).describe()["own view of files"] is False
