@@ -173,7 +173,7 @@ class Delivery:
                     self.state = "idle"
                     continue
                 context = (entry.sop_class, entry.transfer_syntax)
-                if association is not None and (association.ended or not association.proposed(context)):
+                if association is not None and not self._fits(association, entry, context):
                     await association.release()
                     association = None
                 if association is None:
@@ -197,6 +197,12 @@ class Delivery:
                 self._opening = False
             if association is not None:
                 association.abort()
+
+    @staticmethod
+    def _fits(association: scu.Requestor, entry: Entry, context: Context) -> bool:
+        """Whether `entry` can go on `association`; what is sent again asks anew for a context refused."""
+        known = association.accepts(context) or (association.proposed(context) and not entry.attempts)
+        return known and not association.ended
 
     async def _take(self, association: scu.Requestor | None, first: bool) -> Entry | None:
         """The next object, or None when there was none for `release_seconds` on an open association."""

@@ -116,7 +116,8 @@ class Archive:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._server is not None
-        self._server.shutdown()
+        # The entity's own shutdown aborts its associations too, as the end of a process would.
+        self._server.ae.shutdown()
 
     def _accepted(self, event: Event) -> None:
         self.associations += 1

@@ -20,6 +20,7 @@ from dicom.settings import Destination, DicomSink
 from relay.errors import PeerError
 from relay.metrics import Metrics
 from relay.spool import Entry, Spool
+from relay.spool_admin import SpoolAdmin
 from tests.dicom.datasets import CT, EXPLICIT, IMPLICIT
 from tests.relay.spool_kit import begun, facts, opened, scratch
 
@@ -35,6 +36,7 @@ class FakeAssociation:
 
     peer: FakePeer
     contexts: Sequence[Context]
+    unwanted: frozenset[Context]
     ended: bool = False
     released: bool = False
 
@@ -42,7 +44,7 @@ class FakeAssociation:
         return context in self.contexts
 
     def accepts(self, context: Context) -> bool:
-        return context in self.contexts and context not in self.peer.unwanted
+        return context in self.contexts and context not in self.unwanted
 
     def refusal(self, context: Context) -> str:
         return "transfer-syntax-not-accepted"
@@ -93,7 +95,7 @@ class FakePeer:
         refusal = self.admit(self.open_now)
         if refusal is not None:
             raise refusal
-        self.associations.append(FakeAssociation(self, list(contexts)))
+        self.associations.append(FakeAssociation(self, list(contexts), frozenset(self.unwanted)))
         return self.associations[-1]
 
 
@@ -415,6 +417,23 @@ async def test_a_context_that_is_not_accepted_parks_its_objects_only(directory: 
         await keep(spool, "1.2.2")
         await until(lambda: delivery.delivered == 1 and delivery.parked == 1)
         assert peer.instances == ["1.2.2"]
+
+
+async def test_what_is_sent_again_asks_anew_for_a_context_that_was_refused(
+    directory: str, peer: FakePeer
+) -> None:
+    peer.unwanted = {(CT, IMPLICIT)}
+    async with opened(directory) as spool, delivering(spool, release_seconds=5) as delivery:
+        (entry,) = await keep(spool, "1.2.1", syntax=IMPLICIT)
+        await until(lambda: delivery.parked == 1)
+        peer.unwanted = set()
+        await until(lambda: spool.stats().undelivered_objects == 1)
+        with SpoolAdmin(directory) as admin:
+            async with asyncio.timeout(SECONDS):
+                while not admin.resend(entry.id):
+                    await asyncio.sleep(0.01)
+        await until(lambda: delivery.delivered == 1)
+        assert len(peer.associations) == 2
 
 
 @pytest.mark.parametrize("fault", ["gone", "short"])
