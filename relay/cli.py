@@ -20,7 +20,7 @@ from relay import config
 from relay.bench_cli import bench
 from relay.confine import possible
 from relay.errors import ConfigError, MedferryError
-from relay.log import FORMATS, configure
+from relay.log import FORMATS, LEVELS, configure
 from relay.spool_cli import quarantine, spool
 from relay.status import print_status, well
 from relay.supervisor import CLAIM, LogSettings, Supervisor, ask
@@ -68,6 +68,8 @@ def run(
     """Run a relay in the foreground. SIGTERM drains, SIGHUP reads FILE again."""
     if log_style not in FORMATS:
         raise typer.BadParameter("write text or json", param_hint="--log")
+    if log_level not in LEVELS:
+        raise typer.BadParameter(f"write one of {', '.join(LEVELS)}", param_hint="--log-level")
     configure(log_style, log_level)
     with failing_clearly():
         settings = config.read(file)

@@ -31,7 +31,7 @@ MAX_LANES = 64
 def _address(text: str) -> str:
     host, port = split_address(text)
     if not 0 <= port <= 65535:
-        raise ValueError(f"port {port} is outside 0 to 65535")
+        raise ValueError(f"port {port} is outside 0 to 65535: choose another")
     del host
     return text
 
@@ -44,14 +44,17 @@ def split_address(text: str) -> tuple[str, int]:
     """
     host, colon, port = text.rpartition(":")
     if not colon or not re.fullmatch(r"[0-9]{1,5}", port):
-        raise ValueError(f"{text!r} has no port; write host:port, as in 127.0.0.1:11112 or [::1]:11112")
+        raise ValueError(f"{text!r} has no port: write host:port, as in 127.0.0.1:11112 or [::1]:11112")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
-        ipaddress.IPv6Address(host)
+        try:
+            ipaddress.IPv6Address(host)
+        except ipaddress.AddressValueError as error:
+            raise ValueError(f"{error}: write an IPv6 address in brackets, as in [::1]:11112") from None
     elif ":" in host:
         raise ValueError(f"{text!r}: write an IPv6 address in brackets, as in [::1]:11112")
-    elif not re.fullmatch(r"[A-Za-z0-9._-]+", host):
-        raise ValueError(f"{text!r} has no host; write host:port, as in 127.0.0.1:11112")
+    elif not re.fullmatch(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*", host):
+        raise ValueError(f"{text!r} has no possible host: write host:port, as in 127.0.0.1:11112")
     return host, int(port)
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from relay.config import Listener, split_address
@@ -29,27 +29,18 @@ def in_netns(name: str | None, action: Callable[[], T]) -> T:
     """Do `action` in the network namespace `name`, on a thread of its own, and return what it returned.
 
     Raises:
-        MedferryError: The namespace cannot be entered.
+        OSError: The namespace cannot be entered. Whatever `action` raises comes out as well.
     """
     if name is None:
         return action()
-    outcome: list[T] = []
-    failure: list[OSError] = []
 
-    def run() -> None:
-        try:
-            enter_netns(name)
-            outcome.append(action())
-        except OSError as error:
-            failure.append(error)
+    def run() -> T:
+        enter_netns(name)
+        return action()
 
     # A namespace belongs to a thread: this one ends with the action, so nothing has to be put back.
-    thread = threading.Thread(target=run, name=f"netns {name}")
-    thread.start()
-    thread.join()
-    if failure:
-        raise failure[0]
-    return outcome[0]
+    with ThreadPoolExecutor(1, f"netns {name}") as thread:
+        return thread.submit(run).result()
 
 
 def _open(listener: Listener) -> list[socket.socket]:

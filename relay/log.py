@@ -61,6 +61,9 @@ class TextFormatter(logging.Formatter):
 FORMATS: dict[str, type[JsonFormatter] | type[TextFormatter]] = {"json": JsonFormatter, "text": TextFormatter}
 
 
+LEVELS = ("debug", "info", "warning", "error")
+
+
 def configure(style: str, level: str, **where: str) -> None:
     """Send this process's log to standard error. `style` is ``json`` or ``text``."""
     handler = logging.StreamHandler(sys.stderr)
