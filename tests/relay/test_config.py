@@ -74,7 +74,7 @@ def test_every_key_of_the_contract_is_known() -> None:
 def test_what_was_read_cannot_be_changed() -> None:
     read = config.parse(CONTRACT)
     with pytest.raises(ValueError, match="frozen"):
-        read.relay.name = "other"  # type: ignore[misc]
+        read.relay.name = "other"
 
 
 def test_two_readings_of_one_file_are_equal_and_of_two_are_not() -> None:

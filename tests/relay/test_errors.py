@@ -20,7 +20,7 @@ def test_the_drawing_is_the_tree() -> None:
             trail[depth:] = [name]
             drawn[name] = trail[depth - 1] if depth else "Exception"
     tree = {
-        name: item.__base__.__name__
+        name: item.__mro__[1].__name__
         for name, item in inspect.getmembers(errors, inspect.isclass)
         if issubclass(item, Exception)
     }

@@ -1,0 +1,109 @@
+"""What a worker tells its supervisor, and what it may know. (How it runs: see test_supervisor.)"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from relay.config import parse
+from relay.errors import MedferryError
+from relay.worker import Bootstrap, Reporter, _lock, _own_part
+from tests.relay.test_config import CONTRACT
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    yield reader, writer
+    os.close(reader)
+    os.close(writer)
+
+
+def test_reports_are_lines(pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
+    reporter = Reporter(writer)
+    reporter.send(ready=True)
+    reporter.send(status={"a": 1})
+    assert os.read(reader, 4096) == b'{"ready": true}\n{"status": {"a": 1}}\n'
+    assert reporter.dropped == 0
+
+
+def test_a_full_pipe_drops_lines_and_never_tears_one(pipe: tuple[int, int]) -> None:
+    """The supervisor ends a worker whose report is not one: it must not be stopped for being slow itself."""
+    reader, writer = pipe
+    reporter = Reporter(writer)
+    for number in range(20):
+        reporter.send(status={"number": number, "filling": "x" * 6000})
+    assert reporter.dropped > 0
+    text = b""
+    while len(text) < 6000:
+        text += os.read(reader, 4096)
+        reporter.send(status={"number": 99})
+    reporter.send(status={"number": 100})
+    text += os.read(reader, 4096)
+    numbers = [json.loads(line)["status"]["number"] for line in text.splitlines()]
+    assert numbers[0] == 0
+    assert numbers[-1] == 100
+    assert numbers == sorted(numbers)
+
+
+def test_a_directory_is_one_workers_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relay.worker.LOCK_SECONDS", 0.05)
+    first = _lock(str(tmp_path))
+    with pytest.raises(MedferryError, match="in use by another process"):
+        _lock(str(tmp_path))
+    os.close(first)
+    os.close(_lock(str(tmp_path)))
+
+
+def test_a_predecessor_that_is_just_ending_is_waited_for(tmp_path: Path) -> None:
+    script = "import fcntl, os, sys, time\n"
+    script += "fd = os.open(sys.argv[1], os.O_CREAT | os.O_RDWR)\nfcntl.flock(fd, fcntl.LOCK_EX)\n"
+    script += "print('held', flush=True)\ntime.sleep(0.2)\n"
+    command = [sys.executable, "-I", "-c", script, str(tmp_path / "lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as predecessor:
+        assert predecessor.stdout is not None
+        assert predecessor.stdout.readline() == b"held\n"
+        os.close(_lock(str(tmp_path)))
+        assert predecessor.wait(5) == 0
+
+
+@pytest.mark.parametrize("side", ["source", "sink"])
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_side_knows_its_own_part_as_it_was_read_and_nothing_of_the_other(side: str, number: int) -> None:
+    lane = parse(CONTRACT).lanes[number]
+    other = "sink" if side == "source" else "source"
+    table = lane.model_dump(mode="json", by_alias=True, exclude={other})
+    boot = Bootstrap.model_validate(
+        {
+            "relay_name": "edge-1",
+            "side": side,
+            "lane": table,
+            "serve": "x:y",
+            "settings": "x:y",
+            "lane_number": 1,
+            "key": "00" * 32,
+            "epoch": 1,
+            "link_is_new": True,
+            "state": "/",
+            "link_fd": 3,
+            "report_fd": 4,
+            "listeners": (),
+            "files": {},
+            "drain_seconds": 1.0,
+            "log_style": "json",
+            "log_level": "info",
+        }
+    )
+    known = _own_part(type(lane), boot)
+    assert getattr(known, side) == getattr(lane, side)
+    assert getattr(known, other).model_dump(exclude_none=True) == {}
+    assert (known.name, known.kind, known.lab) == (lane.name, lane.kind, lane.lab)
