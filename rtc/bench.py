@@ -18,9 +18,6 @@ from rtc.bench_report import Report, evaluate
 from rtc.camera import Camera, Size
 from rtc.settings import VideoCodec
 
-WARM_UP_SECONDS = 1.0
-"""Pictures painted before this are not counted: codecs, caches and rates settle."""
-
 TAIL_SECONDS = 1.0
 """After the last picture, for those still on their way."""
 
@@ -37,6 +34,8 @@ class Options:
     source: str
     sink: str
     seconds: float = 10.0
+    warm_up_seconds: float = 1.0
+    """Pictures painted in this time do not count, nor does it: codecs, caches and rates settle."""
     codec: VideoCodec = "h264"
     out_codec: VideoCodec | None = None
     """What the sink sends; None: the same."""
@@ -44,18 +43,22 @@ class Options:
     bitrate: int = 4_000_000
     keyframe_seconds: float = 2.0
     """Plain RTP only: between two keyframes that nobody asked for."""
+    mux: bool = False
+    """Plain RTP only: sender reports go to the port of the media, as through a port-forwarding path."""
     source_token: str | None = None
     sink_token: str | None = None
     name: str = "relay"
 
 
 def _evaluate(options: Options, camera: Camera, sightings: Sightings) -> Report:
-    counted = [counter for counter in camera.painted if counter >= WARM_UP_SECONDS * options.size.rate]
+    counted = [
+        counter for counter in camera.painted if counter >= options.warm_up_seconds * options.size.rate
+    ]
     if not sightings.seen:
         what = f"{sightings.unreadable} pictures without a stamp" if sightings.unreadable else "no picture"
         raise MedferryError(f"{what} came to {options.sink}: check that it and {options.source} are one lane")
-    bitrate = sightings.received_bytes * 8 / (options.seconds + TAIL_SECONDS)
-    return evaluate(options.name, sightings.seen, counted, bitrate)
+    bitrate = sightings.received_bytes * 8 / (options.warm_up_seconds + options.seconds)
+    return evaluate(options.name, sightings.seen, counted, options.size.rate, bitrate)
 
 
 async def bench_rtp(options: Options) -> Report:
@@ -67,11 +70,16 @@ async def bench_rtp(options: Options) -> Report:
     receiver = RtpReceiver(options.sink, options.out_codec or options.codec)
     try:
         sender = RtpSender(
-            options.source, options.codec, options.bitrate, options.size.rate, options.keyframe_seconds
+            options.source,
+            options.codec,
+            options.bitrate,
+            options.size.rate,
+            options.keyframe_seconds,
+            mux=options.mux,
         )
         try:
             camera = Camera(options.size)
-            await camera.run(options.seconds, sender.offer)
+            await camera.run(options.warm_up_seconds + options.seconds, sender.offer)
             await asyncio.sleep(TAIL_SECONDS)
         finally:
             await sender.close()
@@ -110,7 +118,7 @@ async def bench_webrtc(options: Options) -> Report:
             )
         try:
             camera = Camera(options.size)
-            await camera.run(options.seconds, sender.offer)
+            await camera.run(options.warm_up_seconds + options.seconds, sender.offer)
             await asyncio.sleep(TAIL_SECONDS)
         finally:
             await receiver.close()

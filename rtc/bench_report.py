@@ -53,8 +53,9 @@ class Report:
     latencies_ms: list[float] = field(default_factory=list, repr=False)
 
     def as_json(self) -> dict[str, Any]:
-        """All figures, JSON-able."""
-        return asdict(self)
+        """All figures, JSON-able: None where there was nothing to take one of."""
+        figures = asdict(self)
+        return {key: None if value != value else value for key, value in figures.items()}
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
@@ -64,13 +65,16 @@ def percentile(ordered: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, max(0, math.ceil(share * len(ordered)) - 1))]
 
 
-def evaluate(name: str, sightings: Sequence[Sighting], sent: Sequence[int], bitrate: float = 0.0) -> Report:
+def evaluate(
+    name: str, sightings: Sequence[Sighting], sent: Sequence[int], rate: float = 30.0, bitrate: float = 0.0
+) -> Report:
     """The figures of one measurement.
 
     Args:
         name: What was measured.
         sightings: In the order they were seen; a picture seen twice counts once, the first time.
-        sent: Counters of the pictures that count. Sightings of others are left out.
+        sent: Counters of the pictures that count, rising. Sightings of others are left out.
+        rate: Pictures a second, to know how long nothing was seen at the beginning and at the end.
         bitrate: Bits a second received.
     """
     wanted = set(sent)
@@ -83,6 +87,9 @@ def evaluate(name: str, sightings: Sequence[Sighting], sent: Sequence[int], bitr
     ordered = sorted(latencies)
     pairs = list(itertools.pairwise(seen))
     gaps = [(after.seen_us - before.seen_us) / 1000 for before, after in pairs]
+    # Where nothing was seen at first, or at last, or at all, that is a gap too.
+    unseen = [seen[0].counter - sent[0], sent[-1] - seen[-1].counter] if seen else [len(sent)]
+    gaps += [1000 * max(count, 0) / rate for count in unseen]
     changes = [abs(after.latency_ms - before.latency_ms) for before, after in pairs]
     return Report(
         name=name,
@@ -95,7 +102,7 @@ def evaluate(name: str, sightings: Sequence[Sighting], sent: Sequence[int], bitr
         max_ms=round(percentile(ordered, 1.0), 3),
         jitter_ms=round(sum(changes) / len(changes), 3) if changes else math.nan,
         freezes=sum(gap > FREEZE_MS for gap in gaps),
-        longest_gap_ms=round(max(gaps, default=math.nan), 3),
+        longest_gap_ms=round(max(gaps), 3),
         out_of_order=sum(after.counter < before.counter for before, after in pairs),
         bitrate=round(bitrate),
         latencies_ms=[round(latency, 3) for latency in latencies],
@@ -118,7 +125,7 @@ ROWS: tuple[tuple[str, str], ...] = (
 
 def lines(report: Report) -> list[tuple[str, str]]:
     """Label and figure of each line, for a table."""
-    figures = report.as_json()
+    figures = asdict(report)
     return [(label, pattern.format(**figures)) for label, pattern in ROWS]
 
 

@@ -74,6 +74,18 @@ def test_a_freeze_is_a_gap_above_half_a_second() -> None:
     assert evaluate("x", early + stuck, range(41)).freezes == 1
 
 
+@pytest.mark.parametrize(
+    ("seen", "gap_ms"),
+    [([], 2000), ([30], 1000), ([0], 1967), ([59], 1967), (list(range(60)), 33)],
+)
+def test_what_is_not_seen_at_the_edges_is_a_gap(seen: list[int], gap_ms: float) -> None:
+    sightings_ = [
+        Sighting(counter=number, painted_us=33_333 * number, seen_us=33_333 * number + 5000)
+        for number in seen
+    ]
+    assert evaluate("x", sightings_, range(60)).longest_gap_ms == pytest.approx(gap_ms, abs=1)
+
+
 def test_order() -> None:
     seen = sightings(10, 10, 10)
     assert evaluate("x", [seen[1], seen[0], seen[2]], range(3)).out_of_order == 1
@@ -100,7 +112,9 @@ def test_the_camera_stamps_what_it_shows() -> None:
 @pytest.mark.parametrize("codec", ["h264", "vp8"])
 async def test_the_ends_see_each_other(codec: VideoCodec) -> None:
     report = await direct_rtp(
-        Options(source="", sink="", seconds=1.5, codec=codec, size=SMALL, bitrate=500_000)
+        Options(
+            source="", sink="", seconds=1.0, warm_up_seconds=0.5, codec=codec, size=SMALL, bitrate=500_000
+        )
     )
     assert report.sent >= 10
     assert report.pictures >= report.sent - 2
@@ -127,7 +141,7 @@ async def test_ipv6_and_loss_are_repaired_between_the_ends() -> None:
 
 
 async def test_nothing_that_comes_is_an_error_with_a_cure() -> None:
-    options = Options(source="127.0.0.1:9", sink="127.0.0.1:0", seconds=0.2, size=SMALL)
+    options = Options(source="127.0.0.1:9", sink="127.0.0.1:0", seconds=0.1, warm_up_seconds=0.1, size=SMALL)
     with pytest.raises(MedferryError, match=r"no picture came .* one lane"):
         await bench_rtp(options)
 
