@@ -102,6 +102,7 @@ def test_destinations_that_are_absent_or_refuse_hold_up_no_other(tmp_path: Path)
                 assert all(late.received[each.uid] == [each.sha256] for each in objects)
 
 
+@pytest.mark.slow
 @pytest.mark.peer
 def test_a_destination_that_breaks_off_every_object_gets_them_once_it_is_well(tmp_path: Path) -> None:
     require("storescp")
