@@ -114,8 +114,14 @@ class Sightings:
             if stamp is None:
                 self.unreadable += 1
                 continue
-            seen_us = outcome.decoded_ns // 1000
-            self.seen.append(Sighting(counter=stamp.counter, painted_us=stamp.time_us, seen_us=seen_us))
+            self.seen.append(
+                Sighting(
+                    counter=stamp.counter,
+                    painted_us=stamp.time_us,
+                    seen_us=outcome.decoded_ns // 1000,
+                    timestamp=outcome.timestamp,
+                )
+            )
 
     def close(self) -> None:
         """Take and decode nothing more."""
@@ -374,6 +380,11 @@ class WhepReceiver:
         tapped: Any = self._receiver
         tapped._handle_rtp_packet = self._received
 
+    @property
+    def connection(self) -> RTCPeerConnection:
+        """aiortc's connection, to receive sound with before it is opened."""
+        return self._peer.connection
+
     async def _received(self, packet: AiortcPacket, arrival_time_ms: int) -> None:
         plain = RtpPacket(
             packet.ssrc,
@@ -395,11 +406,6 @@ class WhepReceiver:
         task = asyncio.get_running_loop().create_task(send)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-    @property
-    def connection(self) -> RTCPeerConnection:
-        """aiortc's connection, to add sound to before it is opened."""
-        return self._peer.connection
 
     async def connect(self) -> None:
         """See `_HttpPeer.negotiate`."""

@@ -22,6 +22,8 @@ class Sighting:
     counter: int
     painted_us: int
     seen_us: int
+    timestamp: int = 0
+    """RTP timestamp that it came with."""
 
     @property
     def latency_ms(self) -> float:

@@ -165,6 +165,7 @@ async def test_the_pages_speak_chinese_and_survive_a_phone(consultation: Product
             assert not page.problems
 
 
+@pytest.mark.slow
 async def test_a_name_that_is_taken_and_a_stream_that_is_not_there(
     consultation: Product, tmp_path: Path
 ) -> None:
