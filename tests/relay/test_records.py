@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay import records as r
@@ -89,6 +89,7 @@ def test_one_field_out_of_its_limits_is_refused(good: r.Record, change: dict[str
 
 
 @given(st.one_of(*KINDS.values()))
+@settings(max_examples=30, deadline=None)
 def test_a_record_cannot_be_changed(record: r.Record) -> None:
     name = dataclasses.fields(record)[0].name
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -97,6 +98,7 @@ def test_a_record_cannot_be_changed(record: r.Record) -> None:
 
 
 @given(st.one_of(*KINDS.values()))
+@settings(max_examples=30, deadline=None)
 def test_no_field_could_hold_an_address_or_free_text(record: r.Record) -> None:
     """Every text of a record is of hex digits, a UID or a stream name."""
     for field in dataclasses.fields(record):
