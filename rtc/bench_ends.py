@@ -95,7 +95,7 @@ class Sightings:
             if not isinstance(output, Picture):
                 self._feedback(output, self._ssrc)
             elif not self._thread.submit(output):
-                self._act(self._jitter.decoder_failed(time.monotonic_ns()))
+                self._act(self._jitter.decoder_failed(output.serial, time.monotonic_ns()))
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -106,7 +106,7 @@ class Sightings:
     def _decoded(self, outcomes: list[VideoOutcome]) -> None:
         for outcome in outcomes:
             if not isinstance(outcome, DecodedPicture):
-                self._act(self._jitter.decoder_failed(time.monotonic_ns()))
+                self._act(self._jitter.decoder_failed(outcome.serial, time.monotonic_ns()))
                 continue
             self.size = (outcome.width, outcome.height)
             luma = np.frombuffer(outcome.planes[0], np.uint8).reshape(outcome.height, outcome.width)
