@@ -91,6 +91,8 @@ class Picture:
     keyframe: bool
     damaged: bool
     """What it refers to may be missing."""
+    serial: int = 0
+    """Counts the pictures handed on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,27 +152,34 @@ class _Numbering:
     """Widens sequence numbers, and notices when a sender starts over (RFC 3550 A.1)."""
 
     highest: int = -1
-    _suspect: int | None = None
+    _suspect: RtpPacket | None = None
+    """A packet far off, which its successor makes the first of a new sequence."""
 
-    def widen(self, seq: int) -> tuple[int, bool] | None:
-        """The wide number and whether the sequence begins anew with it; None to drop the packet."""
+    def widen(self, packet: RtpPacket) -> tuple[int, RtpPacket | None, bool] | None:
+        """Number a packet; None to drop it, or to keep it here until its successor comes.
+
+        Returns:
+            The wide number, the packet before it where that one was kept, whether the sequence begins anew.
+        """
+        seq = packet.seq
         if self.highest < 0:
             # One cycle up, so that packets from before the first one stay positive.
             self.highest = (1 << 16) + seq
-            return self.highest, True
+            return self.highest, None, True
         ahead = ((seq - self.highest + 0x8000) & 0xFFFF) - 0x8000
         if -MAX_JUMP < ahead < MAX_JUMP:
             self._suspect = None
             wide = self.highest + ahead
             self.highest = max(self.highest, wide)
-            return wide, False
+            return wide, None, False
         # One stray packet is no restart; two that follow each other are.
-        if self._suspect == seq:
+        kept = self._suspect
+        if kept is not None and (kept.seq + 1) & 0xFFFF == seq:
             self.highest += 1 << 16
             self.highest += ((seq - self.highest + 0x8000) & 0xFFFF) - 0x8000
             self._suspect = None
-            return self.highest, True
-        self._suspect = (seq + 1) & 0xFFFF
+            return self.highest, kept, True
+        self._suspect = packet
         return None
 
 
@@ -205,6 +214,9 @@ class VideoJitter:
     """Since when a keyframe is awaited."""
     _requested_ns: int | None = None
     _had_keyframe: bool = False
+    _serial: int = 0
+    _keyframe_serial: int = 0
+    """Of the last keyframe handed on."""
     _trust: float = field(init=False)
     """In answers to NACKs."""
     _keyframes_come: bool = field(init=False)
@@ -248,13 +260,13 @@ class VideoJitter:
         """Take one packet; what to hand on and to send because of it."""
         self.tally.received += 1
         before = self._numbering.highest
-        numbered = self._numbering.widen(packet.seq)
+        numbered = self._numbering.widen(packet)
         if numbered is None:
             self.tally.late += 1
             return []
-        wide, anew = numbered
+        wide, kept, anew = numbered
         if anew:
-            self._restart(wide, now_ns)
+            self._restart(wide, kept, now_ns)
         elif wide < self._next:
             self.tally.late += 1
             if wide in self._given_up:
@@ -286,20 +298,25 @@ class VideoJitter:
             output += self._skip(first, now_ns)
         return output + self._ask(now_ns)
 
-    def decoder_failed(self, now_ns: int) -> list[VideoOutput]:
-        """The decoder could not use a picture, or had to drop some: start again from a keyframe."""
+    def decoder_failed(self, serial: int, now_ns: int) -> list[VideoOutput]:
+        """The decoder could not use picture `serial`: go on from a keyframe, unless one has followed."""
+        if serial < self._keyframe_serial:
+            return []
         self._break(now_ns)
         return self._ask(now_ns)
 
     def _answered(self) -> None:
         self._trust += (1 - self._trust) * TRUST_GAIN
 
-    def _restart(self, wide: int, now_ns: int) -> None:
+    def _restart(self, wide: int, kept: RtpPacket | None, now_ns: int) -> None:
         if self._had_keyframe:
             self.tally.restarts += 1
         self._packets.clear()
         self._missing.clear()
         self._next = self._cursor = wide
+        if kept is not None:
+            self._next = self._cursor = wide - 1
+            self._packets[wide - 1] = kept
         self._dead = None
         self._break(now_ns)
 
@@ -362,7 +379,10 @@ class VideoJitter:
             return []
         self.tally.concealed += damaged
         arrival_ns = min(packet.arrival_ns for packet in packets)
-        return [Picture(payloads, packets[0].timestamp, arrival_ns, keyframe, damaged)]
+        self._serial += 1
+        if keyframe:
+            self._keyframe_serial = self._serial
+        return [Picture(payloads, packets[0].timestamp, arrival_ns, keyframe, damaged, self._serial)]
 
     def _may_conceal(self, now_ns: int) -> bool:
         assert self._broken_ns is not None
@@ -465,14 +485,17 @@ class AudioJitter:
     def receive(self, packet: RtpPacket, now_ns: int) -> list[AudioOutput]:
         """Take one packet; what to play because of it."""
         self.tally.received += 1
-        numbered = self._numbering.widen(packet.seq)
+        numbered = self._numbering.widen(packet)
         if numbered is None:
             self.tally.late += 1
             return []
-        wide, anew = numbered
+        wide, kept, anew = numbered
         if anew:
             self._packets.clear()
             self._next, self._gap_ns = wide, None
+            if kept is not None:
+                self._next = wide - 1
+                self._packets[wide - 1] = kept
         if wide < self._next:
             self.tally.late += 1
             return []

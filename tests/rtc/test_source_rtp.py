@@ -20,7 +20,11 @@ class Rig:
     """A source with one RTP stream, and sockets to send to it."""
 
     def __init__(
-        self, tmp_path: Path, host: str = "127.0.0.1", settings: dict[str, Any] | None = None
+        self,
+        tmp_path: Path,
+        host: str = "127.0.0.1",
+        settings: dict[str, Any] | None = None,
+        source: dict[str, Any] | None = None,
     ) -> None:
         self.outlet = MemoryOutlet()
         self.ports = {
@@ -31,7 +35,7 @@ class Rig:
         rtp_table |= settings or {}
         self.addresses = {name: sock.getsockname() for name, sock in self.ports.items()}
         sockets = {name: [sock] for name, sock in self.ports.items()}
-        self.side = side(lane(rtp=rtp_table), self.outlet, tmp_path, sockets)
+        self.side = side(lane(rtp=rtp_table, **(source or {})), self.outlet, tmp_path, sockets)
         self._running = running(self.side)
         self.sender = bound(socket.SOCK_DGRAM, host)
         self.stranger = bound(socket.SOCK_DGRAM, host)
