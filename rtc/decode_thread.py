@@ -61,6 +61,8 @@ class Fault:
     detail: str
     refused: bool = False
     """The stream is not one that the lane carries; a new keyframe of the same kind would not help."""
+    serial: int = 0
+    """Of the picture (`Picture.serial`)."""
 
 
 VideoOutcome = DecodedPicture | Fault
@@ -146,7 +148,7 @@ class VideoThread(_Thread[Picture, VideoOutcome]):
         try:
             return list(self._decode(item))
         except PeerError as error:
-            fault = Fault(error.reason, str(error), error.reason in REFUSALS)
+            fault = Fault(error.reason, str(error), error.reason in REFUSALS, item.serial)
             if fault.refused:
                 self._refused = fault
             return [fault]

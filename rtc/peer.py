@@ -119,6 +119,7 @@ class Peer:
         self._dtls = _Dtls(path, [self._certificate])
         self._task: asyncio.Task[None] | None = None
         self._closing: PeerEnd | None = None
+        self._cleaning = False
         self._dtls_ended = asyncio.Event()
         self._done = asyncio.Event()
         self.cname = secrets.token_hex(8)
@@ -210,9 +211,12 @@ class Peer:
                 self._handler.peer_changed(self.state)
                 end = await self._watch()
         finally:
-            await self._dtls.stop()
-            await self._ice.close()
-            self._end(self._closing or end)
+            self._cleaning = True
+            try:
+                await self._dtls.stop()
+                await self._ice.close()
+            finally:
+                self._end(self._closing or end)
 
     async def _connect(self, offer: Offer) -> bool:
         try:
@@ -256,7 +260,8 @@ class Peer:
             await self._ice.close()
             self._end(PeerEnd.CLOSED)
             return
-        if self._closing is None and self.ended is None:
+        # One that ends by itself just now is cleaning up, and must not be disturbed.
+        if self._closing is None and not self._cleaning:
             self._closing = PeerEnd.CLOSED
             self._task.cancel()
         await self._done.wait()

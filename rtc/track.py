@@ -209,7 +209,7 @@ class VideoTrack(Track):
         for output in outputs:
             if isinstance(output, Picture):
                 if not self._thread.submit(output):
-                    self._ask_again()
+                    self._ask_again(output.serial)
             elif self.ssrc is not None:
                 self._request(output, self.ssrc)
 
@@ -219,9 +219,9 @@ class VideoTrack(Track):
         else:
             self._send(packets.picture_loss(self.own_ssrc, ssrc))
 
-    def _ask_again(self) -> None:
+    def _ask_again(self, serial: int) -> None:
         """Pictures were lost behind the jitter buffer: only a keyframe helps."""
-        for output in self._jitter.decoder_failed(time.monotonic_ns()):
+        for output in self._jitter.decoder_failed(serial, time.monotonic_ns()):
             if self.ssrc is not None and isinstance(output, Nack | KeyframeRequest):
                 self._request(output, self.ssrc)
 
@@ -233,7 +233,7 @@ class VideoTrack(Track):
                 continue
             self._fault(outcome.reason, outcome.detail)
             if not outcome.refused:
-                self._ask_again()
+                self._ask_again(outcome.serial)
                 self._arm()
 
     def status(self) -> dict[str, Any]:

@@ -61,9 +61,9 @@ async def test_truncated_parameter_sets_and_giant_sizes_are_faults(tmp_path: Pat
             ]
         for index, payload in enumerate(bad):
             rig.send(rtp(payload, seq=2000 + index, timestamp=500_000 + 3000 * index, marker=True))
+        # They follow a gap, so they are looked at when it has been given up.
+        await until(lambda: rig.side.status()["streams"]["camera"]["faults"])
         await rig.send_pictures(video_packets(codec, good, seq=9000, timestamp=900_000))
-        faults = rig.side.status()["streams"]["camera"]["faults"]
-    assert sum(faults.values()) >= 0
     assert len(rig.outlet.pictures) == 8
 
 

@@ -232,8 +232,8 @@ def test_a_jump_is_a_restart_only_when_two_packets_agree() -> None:
     stray = stream("P", 40_000, timestamp=9)[0]
     assert buffer.receive(stray, 0) == []
     assert timestamps(feed(buffer, stream("P", 102, timestamp=6000))) == [2]
-    outputs = feed(buffer, stream("P K. P", 50_000, timestamp=30_000))
-    assert timestamps(outputs) == [11, 12]
+    outputs = feed(buffer, stream("K. P", 50_000, timestamp=30_000))
+    assert timestamps(outputs) == [10, 11]
     assert buffer.tally.restarts == 1
 
 
@@ -254,6 +254,15 @@ def test_keyframe_requests_are_repeated_slowly() -> None:
         assert requests(buffer.due(deadline)) == 1
         times.append(deadline)
     assert times == [jitter.KEYFRAME_REPEAT_NS * i for i in (1, 2, 3)]
+
+
+def test_a_decoder_fault_before_a_keyframe_does_not_break_what_follows_it() -> None:
+    buffer = make()
+    first, second = (o.serial for o in feed(buffer, stream("K K")) if isinstance(o, Picture))
+    assert buffer.decoder_failed(first, 0) == []
+    assert timestamps(feed(buffer, stream("P", 102, timestamp=6000))) == [2]
+    assert buffer.decoder_failed(second, 0) == [KeyframeRequest()]
+    assert timestamps(feed(buffer, stream("P", 103, timestamp=9000))) == []
 
 
 def test_what_is_kept_is_bounded() -> None:
@@ -306,7 +315,7 @@ AUDIO = {
     "late after it was given up": ([(0, 1), (20, 3), (90, 2), (95, 4)], ["1", "-1", "3", "4"]),
     "twice": ([(0, 1), (0, 1), (20, 2), (21, 2)], ["1", "2"]),
     "burst": ([(0, 1), (20, 20), (60, 21), (80, 22)], ["1", "-10", "20", "21", "22"]),
-    "a jump": ([(0, 1), (20, 30_000), (40, 30_001), (60, 30_002)], ["1", "30001", "30002"]),
+    "a jump": ([(0, 1), (20, 30_000), (40, 30_001), (60, 30_002)], ["1", "30000", "30001", "30002"]),
 }
 
 

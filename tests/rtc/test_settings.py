@@ -53,7 +53,7 @@ def test_secrets_do_not_show() -> None:
     assert "0123456789abcdef" not in repr(made)
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no source": ({}, "add one of rtp"),
     "port without room for RTCP": ({"rtp": {"listen": "127.0.0.1:65535"}}, "RTCP"),
     "unknown codec": ({"rtp": {"listen": "127.0.0.1:1", "codec": "av1"}}, "h264"),
@@ -82,7 +82,7 @@ def test_refused(name: str) -> None:
         lane(source)
 
 
-NOT_FOR_PATIENTS = {
+NOT_FOR_PATIENTS: dict[str, tuple[dict[str, Any], str]] = {
     "plain HTTP": ({"whip": {"listen": "127.0.0.1:1", "tokens": TLS["tokens"]}}, "tls_certificate"),
     "no tokens": ({"whip": {"listen": "127.0.0.1:1", "tls_certificate": "c", "tls_key": "k"}}, "tokens"),
     "plain RTP unsaid": ({"rtp": {"listen": "127.0.0.1:1", "from": ["192.0.2.1"]}}, "plaintext = true"),
