@@ -182,7 +182,7 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--codecs", type=_words(("h264", "vp8")), help="h264,vp8")
     parser.add_argument("--heights", type=_numbers, help="720,1080")
     parser.add_argument("--streams", type=_numbers, help="at once; default 1,2,4,6")
-    parser.add_argument("--losses", type=_words(list(LOSSES)), help=",".join(list(LOSSES)[1:]))
+    parser.add_argument("--losses", type=_words(list(LOSSES)), help=",".join(list(LOSSES)[1:]).replace("%", "%%"))
     parser.add_argument("--seconds", type=float, help="of each run; default 10")
     parser.add_argument("--repeat", type=int, default=1, help="of every run; medians are reported")
     parser.add_argument("--quick", action="store_true", help="720p H.264 only, short")
