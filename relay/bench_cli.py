@@ -7,16 +7,14 @@ pictures that come out on side B. Needs both sides within reach of one machine, 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from relay.errors import MedferryError
+from relay.exits import failing_clearly
 from relay.lanes import load
 
 bench = typer.Typer(help="Measure a running relay from outside, glass to glass.", no_args_is_help=True)
@@ -30,15 +28,6 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts, ever
 Plot = Annotated[str | None, typer.Option(help="Write a plot to this file (needs matplotlib).")]
 
 
-@contextlib.contextmanager
-def _failing_clearly() -> Iterator[None]:
-    try:
-        yield
-    except MedferryError as error:
-        typer.echo(f"medferry: {error}", err=True)
-        raise typer.Exit(1) from None
-
-
 def _size(text: str, rate: int) -> Any:
     width, _, height = text.partition("x")
     if not (width.isdigit() and height.isdigit()):
@@ -49,7 +38,7 @@ def _size(text: str, rate: int) -> Any:
 def _measure(name: str, as_json: bool, plot: str | None, **options: Any) -> None:
     if options["codec"] not in ("h264", "vp8"):
         raise typer.BadParameter("write h264 or vp8", param_hint="--codec")
-    with _failing_clearly():
+    with failing_clearly():
         report = asyncio.run(load(f"rtc.bench:bench_{name}")(load("rtc.bench:Options")(**options)))
     if plot is not None:
         load("rtc.bench_report:plot")([report], plot)

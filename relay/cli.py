@@ -7,10 +7,8 @@ why), 2 the command or the configuration is wrong, 3 `status` found a relay that
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
-from collections.abc import Iterator
 from typing import Annotated
 
 import typer
@@ -19,7 +17,8 @@ from rich.console import Console
 from relay import config
 from relay.bench_cli import bench
 from relay.confine import possible
-from relay.errors import ConfigError, MedferryError
+from relay.errors import ConfigError
+from relay.exits import EXIT_UNWELL, EXIT_WRONG, failing_clearly
 from relay.log import FORMATS, LEVELS, configure
 from relay.spool_cli import quarantine, spool
 from relay.status import print_status, well
@@ -41,22 +40,6 @@ StateDirectory = Annotated[
     str, typer.Option("--state", envvar="MEDFERRY_STATE", help="The relay's state directory.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
-
-EXIT_FAILED, EXIT_WRONG, EXIT_UNWELL = 1, 2, 3
-
-
-@contextlib.contextmanager
-def failing_clearly() -> Iterator[None]:
-    """Turn our own errors into a message and an exit status."""
-    try:
-        yield
-    except ConfigError as error:
-        for problem in error.problems:
-            typer.echo(problem, err=True)
-        raise typer.Exit(EXIT_WRONG) from None
-    except MedferryError as error:
-        typer.echo(f"medferry: {error}", err=True)
-        raise typer.Exit(EXIT_FAILED) from None
 
 
 @app.command()

@@ -18,7 +18,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from relay.errors import MedferryError, SpoolError
+from relay.errors import SpoolError
+from relay.exits import failing_clearly
 from relay.spool_admin import Listed, Quarantined, SpoolAdmin
 from relay.spool_types import DeliveryState
 
@@ -49,15 +50,6 @@ def _spools(state: str, lane: str | None, side: str | None) -> Iterator[tuple[st
             wanted = lane in (None, name) and side in (None, which)
             if wanted and os.path.exists(os.path.join(directory, "index.db")):
                 yield name, which, directory
-
-
-@contextlib.contextmanager
-def _failing_clearly() -> Iterator[None]:
-    try:
-        yield
-    except MedferryError as error:
-        typer.echo(f"medferry: {error}", err=True)
-        raise typer.Exit(1) from None
 
 
 @contextlib.contextmanager
@@ -126,7 +118,7 @@ def spool_ls(
     if only is not None and only not in STATES:
         raise typer.BadParameter(f"write one of {', '.join(STATES)}", param_hint="--only")
     rows = []
-    with _failing_clearly():
+    with failing_clearly():
         for name, which, directory in _spools(state, lane, side):
             with SpoolAdmin(directory) as admin:
                 wanted = STATES[only] if only else None
@@ -157,7 +149,7 @@ def spool_show(
     side: SideOption = None,
 ) -> None:
     """Show one object and how far its deliveries are, as JSON."""
-    with _failing_clearly(), _holding(id, state, lane, side, quarantined=False) as (name, which, admin):
+    with failing_clearly(), _holding(id, state, lane, side, quarantined=False) as (name, which, admin):
         typer.echo(json.dumps(_object_row(name, which, admin.show(id)), indent=2))
 
 
@@ -173,7 +165,7 @@ def spool_resend(
     """Send an object, or all parked ones, again. On the source side it crosses the link again."""
     if (id is None) != parked:
         raise typer.BadParameter("name one ID, or write --parked for all that were refused")
-    with _failing_clearly():
+    with failing_clearly():
         if id is not None:
             with _holding(id, state, lane, side, quarantined=False) as (name, which, admin):
                 count = admin.resend(id, destination=destination)
@@ -199,7 +191,7 @@ def quarantine_ls(
 ) -> None:
     """List refused objects and why."""
     rows = []
-    with _failing_clearly():
+    with failing_clearly():
         for name, which, directory in _spools(state, lane, side):
             with SpoolAdmin(directory) as admin:
                 rows += [_quarantine_row(name, which, item) for item in admin.quarantine_ls(limit=limit)]
@@ -222,7 +214,7 @@ def quarantine_show(
     side: SideOption = None,
 ) -> None:
     """Show one refused object, as JSON."""
-    with _failing_clearly(), _holding(id, state, lane, side, quarantined=True) as (name, which, admin):
+    with failing_clearly(), _holding(id, state, lane, side, quarantined=True) as (name, which, admin):
         typer.echo(json.dumps(_quarantine_row(name, which, admin.quarantine_show(id)), indent=2))
 
 
@@ -234,7 +226,7 @@ def quarantine_release(
     side: SideOption = None,
 ) -> None:
     """Let a refused object pass after all. The side that refused it takes it in; the other still checks."""
-    with _failing_clearly(), _holding(id, state, lane, side, quarantined=True) as (name, which, admin):
+    with failing_clearly(), _holding(id, state, lane, side, quarantined=True) as (name, which, admin):
         item = admin.release(id)
         typer.echo(f"{item.id} of lane {name}, {which}, is released; it goes on when the relay runs")
 
@@ -248,7 +240,7 @@ def quarantine_drop(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Remove a refused object for good."""
-    with _failing_clearly(), _holding(id, state, lane, side, quarantined=True) as (name, which, admin):
+    with failing_clearly(), _holding(id, state, lane, side, quarantined=True) as (name, which, admin):
         if not yes:
             typer.confirm(f"Remove {id} of lane {name}, {which}, for good?", abort=True)
         typer.echo(f"{admin.drop_quarantined(id).id} is removed")
