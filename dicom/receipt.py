@@ -24,7 +24,7 @@ from relay.errors import SpoolError, SpoolFull
 from relay.link import Arrival
 from relay.metrics import Metrics
 from relay.process import within
-from relay.records import MAX_MANIFEST_ENTRIES, Manifest, ObjectEnd, ObjectPart, ObjectStart
+from relay.records import MAX_MANIFEST_ENTRIES, MAX_PART_BYTES, Manifest, ObjectEnd, ObjectPart, ObjectStart
 from relay.spool import MAX_HEADER_BYTES, Entry, Facts, Part, Spool
 
 MAX_UNSYNCED_BYTES = 64 << 20
@@ -35,6 +35,9 @@ FULL_RETRY_SECONDS = 1.0
 
 MAX_UNSYNCED_OBJECTS = 1024
 """The same bound for small objects, which cost a sync each."""
+
+ONE_FRAGMENT_BYTES = MAX_PART_BYTES - 1024
+"""An object up to this size may cross in one fragment, which the link keeps until all of it is taken."""
 
 MAX_NAMED_MISSING = 100
 """Objects named one by one as never seen; the rest are only counted."""
@@ -100,11 +103,12 @@ class Receipt:
             return None
         if start.parsed_ns:
             self._metrics.latency("link").record_ns(arrival.left_ns - arrival.entered_ns)
-        return self._retrying(lambda: self._begin(start))
+        at_once = arrival.held and start.size <= ONE_FRAGMENT_BYTES
+        return self._retrying(lambda: self._begin(start, at_once))
 
-    def _begin(self, start: ObjectStart) -> None:
+    def _begin(self, start: ObjectStart, at_once: bool) -> None:
         head = part10.header(start.sop_class, start.sop_instance, start.transfer_syntax)
-        self._open = _Open(self._spool.begin(head, id=start.id, size=start.size), start)
+        self._open = _Open(self._spool.begin(head, id=start.id, size=start.size, at_once=at_once), start)
 
     def _part(self, record: ObjectPart) -> Awaitable[None] | None:
         if record.id in self._resumable:

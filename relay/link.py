@@ -29,6 +29,8 @@ class Arrival:
     record: Record
     entered_ns: int
     left_ns: int
+    held: bool = False
+    """Whether the link keeps this record after it is done: it forgets it together with others that follow."""
 
 
 class Outlet(Protocol):

@@ -1,8 +1,8 @@
 """The spool: durable custody of objects on one side of a lane. One worker process owns it, one loop uses it.
 
-    begin ──▶ parts/<id> ──▶ write… ──▶ commit ──▶ objects/<id>.<sha256><suffix> ──▶ feed ──▶ done
-                                │                                                        └──▶ park
-                                └──▶ quarantine/<id>.<reason><suffix>, or abandon
+    begin ──▶ part ──▶ write… ──▶ commit ──▶ objects/<id>.<sha256><suffix> ──▶ feed ──▶ done
+               ▲                    │                                              └──▶ park
+    spares/<n>─┘                    └──▶ quarantine/<id>.<reason><suffix>, or abandon
 
 A file is a header that the caller gives, then the data set; `sha256` is over the data set. The name carries
 id and hash and the header everything else, so custody does not depend on `index.db`: a row may follow its
@@ -31,12 +31,13 @@ from relay.spool_feed import FEED_PAGE, Feed
 from relay.spool_files import Directory, is_reason, spool_error
 from relay.spool_index import Buried, Index, Mark, Refused, make_entry
 from relay.spool_ledger import Ledger
-from relay.spool_part import Part
+from relay.spool_part import Part, PartFile
 from relay.spool_parts import Parts
 from relay.spool_recovery import Judged, Recovery, open_or_rebuild
 from relay.spool_release import MAX_DETAIL_CHARS, Releases
 from relay.spool_room import Room
 from relay.spool_schema import connect
+from relay.spool_spares import Spares
 from relay.spool_types import (
     MAX_HEADER_BYTES,
     DeliveryState,
@@ -103,7 +104,8 @@ class Spool:
         Raises:
             SpoolError: The directory or its index cannot be used, or another process has it open.
         """
-        spool = cls(await asyncio.to_thread(Directory, directory, suffix), limits, destinations, describe)
+        opened = await asyncio.to_thread(Directory, directory, suffix)
+        spool = cls(opened, limits, destinations, describe, resumable=resumable)
         try:
             await spool._start(resumable)
         except (SpoolError, asyncio.CancelledError):
@@ -112,7 +114,13 @@ class Spool:
         return spool
 
     def __init__(
-        self, directory: Directory, limits: SpoolLimits, destinations: Sequence[str], describe: Describe
+        self,
+        directory: Directory,
+        limits: SpoolLimits,
+        destinations: Sequence[str],
+        describe: Describe,
+        *,
+        resumable: bool,
     ) -> None:
         """Not for use: see `open`."""
         if not destinations or len(set(destinations)) != len(destinations):
@@ -124,9 +132,10 @@ class Spool:
         self._describe = describe
         self._room = Room(limits, directory.free_bytes, time.monotonic)
         self._ledger = Ledger(limits, self._room, tuple(destinations))
-        self._parts = Parts(directory, self._room, describe)
+        self._spares = Spares(directory)
+        self._parts = Parts(directory, self._room, self._spares, describe, resumable=resumable)
         self._feeds = {name: Feed(name, read=self._read_page, tried=self.tried) for name in destinations}
-        self._bridge = Bridge(directory, limits, self)
+        self._bridge = Bridge(directory, limits, self._spares, self)
         self._releases = Releases(directory, describe, self._bridge, self)
         self._release_task: asyncio.Task[None] | None = None
         self._reader: sqlite3.Connection | None = None
@@ -146,7 +155,7 @@ class Spool:
                 index, rebuilt = open_or_rebuild(self._directory.index_path)
                 undo.callback(index.close)
                 unconfigured = index.serve(tuple(self._feeds))
-                recovery = Recovery(self._directory, index, self._describe, resumable=resumable)
+                recovery = Recovery(self._directory, index, self._describe, self._spares, resumable=resumable)
                 self.recovered = recovery.run(rebuilt=rebuilt, unconfigured=unconfigured)
                 self._parts.resumable = recovery.parts
                 self._seq = index.last_seq()
@@ -179,20 +188,22 @@ class Spool:
         self._bridge.check()
         self._room.check_new(size)
 
-    def begin(self, header: bytes, *, id: str | None = None, size: int = 0) -> Part:
+    def begin(self, header: bytes, *, id: str | None = None, size: int = 0, at_once: bool = False) -> Part:
         """Begin an object with `header`; a part of the same id that is there starts anew.
 
         Args:
             header: First bytes of the file, at most `MAX_HEADER_BYTES`.
             id: 32 lower hex digits; a random one if None.
             size: Bytes of the data set if known, for `admit`.
+            at_once: All of it is here already. A part that does not come to its end need not be there for
+                `resume`, which saves a rename.
 
         Raises:
             SpoolFull: As `admit`.
             SpoolError: An object of this id is being written through another Part.
         """
         self._bridge.check()
-        return self._parts.begin(header, id, size)
+        return self._parts.begin(header, id, size, at_once=at_once)
 
     def resume(self) -> Sequence[tuple[str, int]]:
         """Parts of an earlier process: id and bytes of data set present. Empty unless `resumable`."""
@@ -222,7 +233,7 @@ class Spool:
             SpoolError: The disk failed. The part is gone and the object is not in custody.
         """
         entry, intake = self._take_over(part, facts)
-        intake.part = part.id
+        intake.part = part.file
         await self._bridge.commit(intake)
         return entry
 
@@ -233,7 +244,7 @@ class Spool:
             raise ValueError(f"the header has {part.data_offset} bytes, not {facts.data_offset}")
         if not part.size:
             raise SpoolError(f"object {part.id} has no data set")
-        if self.has(part.id):
+        if part.given_id and self.has(part.id):
             raise SpoolError(f"object {part.id} is in custody already")
         part.stamp(time.time_ns())
         entry = self._make_entry(part.id, part.sha256, part.size, facts)
@@ -260,14 +271,14 @@ class Spool:
         if sha256 is not None and part.sha256 != sha256:
             raise SpoolError(f"object {part.id}: the data set is not the one its hash tells of")
         entry, intake = self._take_over(part, facts)
-        self._seal(intake, part.id, self._directory.parts)
+        self._seal(intake, part.file)
         return entry
 
-    def _seal(self, intake: Intake, name: str, folder: int) -> None:
+    def _seal(self, intake: Intake, file: PartFile) -> None:
         """Move a whole file into ``objects/`` and let the rest follow."""
         entry = intake.entry
         try:
-            os.rename(name, intake.name, src_dir_fd=folder, dst_dir_fd=self._directory.objects)
+            os.rename(file.name, intake.name, src_dir_fd=file.folder, dst_dir_fd=self._directory.objects)
         except OSError as error:
             os.close(intake.fd)
             self.lost(entry)
@@ -278,7 +289,8 @@ class Spool:
     def let_in(self, id: str, name: str, folder: int, fd: int, judged: Judged) -> None:
         """For `Releases`: seal a file that is no part."""
         entry = self._make_entry(id, judged.sha256, judged.size, judged.facts)
-        self._seal(Intake(entry, fd, self._directory.object_name(id, judged.sha256), None), name, folder)
+        intake = Intake(entry, fd, self._directory.object_name(id, judged.sha256), None)
+        self._seal(intake, PartFile(name, folder))
 
     async def durable(self, entry: Entry) -> None:
         """Wait until a sealed object would survive a power failure.
@@ -306,7 +318,8 @@ class Spool:
         self._ledger.check_quarantine(size)
         name = self._directory.quarantine_name(part.id, reason)
         try:
-            os.rename(part.id, name, src_dir_fd=self._directory.parts, dst_dir_fd=self._directory.quarantine)
+            file = part.file
+            os.rename(file.name, name, src_dir_fd=file.folder, dst_dir_fd=self._directory.quarantine)
         except OSError as error:
             raise spool_error(error, f"putting object {part.id} into quarantine") from error
         self._parts.close(part)
@@ -449,6 +462,7 @@ class Spool:
             self._reader.close()
             self._reader = None
         self._parts.close_all()
+        self._spares.close()
         self._directory.close()
 
     # ---- for the bridge ----------------------------------------------------------------------------------

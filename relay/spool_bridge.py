@@ -16,6 +16,7 @@ from relay.errors import SpoolError
 from relay.spool_committer import Changed, Committer, Ended, Intake, Job, News, Recorded, Synced
 from relay.spool_files import Directory
 from relay.spool_index import Index, Row
+from relay.spool_spares import Spares
 from relay.spool_types import Entry, SpoolLimits
 
 
@@ -41,10 +42,10 @@ class Keeper(Protocol):
 class Bridge:
     """Runs the committer for one loop."""
 
-    def __init__(self, directory: Directory, limits: SpoolLimits, keeper: Keeper) -> None:
+    def __init__(self, directory: Directory, limits: SpoolLimits, spares: Spares, keeper: Keeper) -> None:
         self.error: SpoolError | None = None
         self.failed = asyncio.Event()
-        self.committer = Committer(directory, limits, tell=self._hear, post=self.post)
+        self.committer = Committer(directory, limits, spares, tell=self._hear, post=self.post)
         self._keeper = keeper
         self._loop = asyncio.get_running_loop()
         self._commits: dict[int, asyncio.Future[None]] = {}

@@ -1,18 +1,19 @@
 """The committer: the one thread that waits for the disk, so that the loop never does.
 
-    loop ──put──▶ queue ──▶ fsync files · rename · fsync directory (one for the group) ──post──▶ loop
-                        └─▶ rows of many groups in one transaction, some milliseconds later ──post──▶ loop
+    loop ──put──▶ inbox ──▶ fsync files · rename · fsync directory (one for the group) ──post──▶ loop
+                        ├─▶ rows of many groups in one transaction, some milliseconds later ──post──▶ loop
+                        └─▶ spare files, while nobody waits
 
 Files come before rows: a row says nothing that its file does not prove, so it may wait until nobody waits for
 an fsync. Everything else that needs the index (a page, a sweep) is a job, run after the rows before it.
 
-Never here: what the loop knows; the two sides meet only in the queue and in `post`.
+Never here: what the loop knows; the two sides meet only in the inbox, in the spares and in `post`.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-import queue
 import sqlite3
 import threading
 import time
@@ -22,7 +23,10 @@ from typing import Any
 
 from relay.errors import SpoolError
 from relay.spool_files import Directory, discard, spool_error, start_writeback
+from relay.spool_inbox import Inbox
 from relay.spool_index import Admitted, Index, Mark, Row, Totals
+from relay.spool_part import PartFile
+from relay.spool_spares import Spares
 from relay.spool_types import Entry, SpoolLimits
 
 MAX_GROUP = 128
@@ -32,11 +36,8 @@ MAX_SEAL_DELAY_SECONDS = 0.05
 """How long a sealed file waits for others to be synced with it. It has been handed on already; until then a
 power failure takes it, and side A sends it again."""
 
-LINGER_SECONDS = 0.01
-"""Rows are written once nobody asked for anything for so long…"""
-
 MAX_ROW_DELAY_SECONDS = 0.05
-"""…or once the oldest waits so long. After a kill what is younger is found by recovery or delivered twice."""
+"""How long a row waits for others. After a kill what is younger is found by recovery or delivered twice."""
 
 MAX_UNRECORDED = 65_536
 """Rows that may wait while the index cannot be written (disk full); beyond, the spool ends."""
@@ -56,17 +57,19 @@ EVICT_BATCH = 64
 DISK_MARGIN = 256 * 2**20
 """Bytes above `min_free_disk_bytes` at which delivered objects are removed, before anything is refused."""
 
+log = logging.getLogger(__name__)
+
 _TRY_AGAIN = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY})
 
 
 @dataclass(slots=True)
 class Intake:
-    """A file to make durable. `part` is its name in ``parts/`` if it is still to be renamed (commit)."""
+    """A file to make durable. `part` is where it is if it is still to be renamed (commit)."""
 
     entry: Entry
     fd: int
     name: str
-    part: str | None
+    part: PartFile | None
     error: SpoolError | None = None
 
 
@@ -76,6 +79,11 @@ class Job:
 
     work: Callable[[Index], Any]
     done: Callable[[Any], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """The end of what is put."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,22 +118,31 @@ class Ended:
 News = Synced | Recorded | Changed | Ended
 
 
+def _due(item: Intake | Row | Job) -> float:
+    """When the committer has to look at `item`. Somebody waits for a commit and for a job, nobody else."""
+    if type(item) is Job or (type(item) is Intake and item.part is not None):
+        return 0.0
+    return time.monotonic() + min(MAX_SEAL_DELAY_SECONDS, MAX_ROW_DELAY_SECONDS)
+
+
 class Committer:
-    """The thread and its queue. `post` is called from it and hands a callable to the loop."""
+    """The thread and its inbox. `post` is called from it and hands a callable to the loop."""
 
     def __init__(
         self,
         directory: Directory,
         limits: SpoolLimits,
+        spares: Spares,
         *,
         tell: Callable[[News], None],
         post: Callable[[Callable[[], None]], None],
     ) -> None:
         self._directory = directory
         self._limits = limits
+        self._spares = spares
         self._tell = tell
         self._post = post
-        self._queue: queue.SimpleQueue[Intake | Row | Job | None] = queue.SimpleQueue()
+        self._inbox: Inbox[Intake | Row | Job | Stop] = Inbox()
         self._intakes: list[Intake] = []
         self._sync_at = 0.0
         self._rows: list[Row] = []
@@ -134,7 +151,6 @@ class Committer:
         self._retry_at = 0.0
         self._poll_at = 0.0
         self._free_disk = 0
-        self._idle = False
         self._stopping = False
 
     def start(self, open_index: Callable[[], Index]) -> None:
@@ -143,11 +159,11 @@ class Committer:
 
     def put(self, item: Intake | Row | Job) -> None:
         """Hand over work; never blocks."""
-        self._queue.put(item)
+        self._inbox.put(item, _due(item))
 
     def stop(self) -> None:
         """Finish all that was put, then end with `Ended`."""
-        self._queue.put(None)
+        self._inbox.put(Stop(), 0.0)
 
     def _news(self, news: News) -> None:
         self._post(lambda: self._tell(news))
@@ -173,12 +189,16 @@ class Committer:
     def _serve(self, index: Index) -> None:
         index.wait_for_others(LOCK_SECONDS)
         self._free_disk = self._directory.free_bytes()
+        self._make_spares()
         while not self._stopping or self._intakes or self._rows or self._jobs:
+            self._inbox.wait_until(self._due())
             self._collect()
             if self._intakes and (self._stopping or self._jobs or time.monotonic() >= self._sync_at):
                 intakes, self._intakes = self._intakes, []
                 self._sync(intakes)
                 self._news(Synced(intakes))
+            elif not self._intakes:
+                self._make_spares()
             if time.monotonic() < self._retry_at:
                 continue
             try:
@@ -190,25 +210,17 @@ class Committer:
                     raise
                 self._retry_at = time.monotonic() + RETRY_SECONDS
 
-    # ---- the queue ---------------------------------------------------------------------------------------
+    # ---- the inbox ---------------------------------------------------------------------------------------
 
     def _collect(self) -> None:
-        """Take everything that waits, at most `MAX_GROUP` files; wait for it as far as the clock allows."""
-        self._idle = False
-        timeout = self._patience()
-        while len(self._intakes) < MAX_GROUP and not self._stopping:
-            try:
-                item = self._queue.get(timeout=timeout) if timeout > 0 else self._queue.get_nowait()
-            except queue.Empty:
-                self._idle = timeout > 0
-                break
-            timeout = 0.0
+        """Take everything that is there, at most `MAX_GROUP` files."""
+        while len(self._intakes) < MAX_GROUP and (item := self._inbox.take()) is not None:
             match item:
                 case Intake():
                     self._add_intake(item)
                 case Job():
                     self._jobs.append(item)
-                case None:
+                case Stop():
                     self._stopping = True
                 case _:
                     self._add_row(item)
@@ -224,17 +236,26 @@ class Committer:
             self._sync_at = now
         self._intakes.append(intake)
 
-    def _patience(self) -> float:
-        """Seconds that the queue may stay empty before something else is due."""
-        now = time.monotonic()
-        if self._retry_at > now:
-            return self._retry_at - now
+    def _due(self) -> float:
+        """When something is to be done though nothing new comes."""
+        if self._retry_at > time.monotonic():
+            return self._retry_at
         if self._stopping or self._jobs:
             return 0.0
-        due = now + LINGER_SECONDS if self._rows else self._poll_at
+        due = self._poll_at
+        if self._rows:
+            due = min(due, self._rows_since + MAX_ROW_DELAY_SECONDS)
         if self._intakes:
             due = min(due, self._sync_at)
-        return max(0.0, due - now)
+        return due
+
+    def _make_spares(self) -> None:
+        """Nobody waits for the disk just now. A disk that is full says so where it matters: to the loop."""
+        if not self._stopping:
+            try:
+                self._spares.fill()
+            except OSError as error:
+                log.debug("no spare files: %s", error.strerror)
 
     def _add_row(self, row: Row) -> None:
         if not self._rows:
@@ -267,23 +288,23 @@ class Committer:
             if intake.error is None:
                 self._add_row(intake.entry)
 
-    def _rename(self, part: str, name: str) -> None:
-        os.rename(part, name, src_dir_fd=self._directory.parts, dst_dir_fd=self._directory.objects)
+    def _rename(self, part: PartFile, name: str) -> None:
+        os.rename(part.name, name, src_dir_fd=part.folder, dst_dir_fd=self._directory.objects)
 
     def _give_up(self, intake: Intake, error: OSError) -> None:
         """A commit that failed leaves nothing; a sealed file stays, for recovery to judge."""
         if intake.error is None:
             intake.error = spool_error(error, f"making object {intake.entry.id} durable")
             if intake.part is not None:
-                discard(intake.part, self._directory.parts)
+                discard(intake.part.name, intake.part.folder)
                 discard(intake.name, self._directory.objects)
 
     # ---- rows and jobs -----------------------------------------------------------------------------------
 
     def _write_rows(self, index: Index) -> None:
-        """Write the rows that wait, once nothing else is to be done or it is time."""
+        """Write the rows that wait, once it is time."""
         overdue = time.monotonic() - self._rows_since >= MAX_ROW_DELAY_SECONDS
-        if self._rows and (self._idle or overdue or self._jobs or self._stopping):
+        if self._rows and (overdue or self._jobs or self._stopping):
             # A delivery may be over before its object's file is synced: the object's row has to come first.
             unsynced = {intake.entry.seq for intake in self._intakes}
             early: list[Row] = []
@@ -351,7 +372,7 @@ class Committer:
         """Remove one batch of objects delivered before a time (UTC, seconds): rows first, then files."""
         gone = index.forget(settled_before, EVICT_BATCH, self._limits.max_tombstones)
         for id, sha256 in gone:
-            discard(self._directory.object_name(id, sha256), self._directory.objects)
+            self._spares.recycle(self._directory.object_name(id, sha256), self._directory.objects)
         self._free_disk = self._directory.free_bytes()
         return len(gone)
 

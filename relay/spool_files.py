@@ -1,6 +1,6 @@
-"""The spool's directory: its three folders by descriptor, its names, and what an OSError means to it.
+"""The spool's directory: its four folders by descriptor, its names, and what an OSError means to it.
 
-    parts/<id>      objects/<id>.<sha256><suffix>      quarantine/<id>.<reason><suffix>      index.db
+    spares/<n>   parts/<id>   objects/<id>.<sha256><suffix>   quarantine/<id>.<reason><suffix>   index.db
 
 Paths are never resolved: a worker may reach the directory only through ``.`` or an inherited descriptor.
 
@@ -65,11 +65,12 @@ class Directory:
             os.makedirs(path, DIRECTORY_MODE, exist_ok=True)
             self.root = self._open(path, None)
             fcntl.flock(self.root, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for folder in ("parts", "objects", "quarantine"):
+            for folder in ("spares", "parts", "objects", "quarantine"):
                 try:
                     os.mkdir(folder, DIRECTORY_MODE, dir_fd=self.root)
                 except FileExistsError:
                     pass
+            self.spares = self._open("spares", self.root)
             self.parts = self._open("parts", self.root)
             self.objects = self._open("objects", self.root)
             self.quarantine = self._open("quarantine", self.root)

@@ -10,6 +10,7 @@ import mmap
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from relay.errors import SpoolError
 from relay.records import Buffer
@@ -22,19 +23,54 @@ MAX_GATHER = 1024
 WRITEBACK_BYTES = 8 << 20
 """Bytes after which the disk is set to work, so that the fsync of a long object finds little left to do."""
 
+COPIED_BYTES = 128 << 10
+"""Up to this size reading a data set costs less than mapping it."""
+
 REHASH_BYTES = 1 << 20
 """Read at once while the bytes of an earlier process are hashed anew."""
 
 
-class Part:
-    """A file in ``parts/``. `size` is bytes of data set so far. Made by `Spool.begin` and `Spool.reopen`."""
+@dataclass(frozen=True, slots=True)
+class PartFile:
+    """Where a part's file is: its name in a folder (a descriptor)."""
 
-    __slots__ = ("_fd", "_hash", "_leave", "_reserved", "_room", "_written_back", "data_offset", "id", "size")
+    name: str
+    folder: int
+
+
+class Part:
+    """A file that becomes an object. `size` is bytes of data set so far. `Spool.begin` makes it."""
+
+    __slots__ = (
+        "_fd",
+        "_hash",
+        "_leave",
+        "_reserved",
+        "_room",
+        "_written_back",
+        "data_offset",
+        "file",
+        "given_id",
+        "id",
+        "size",
+    )
 
     def __init__(
-        self, *, id: str, fd: int, data_offset: int, declared: int, room: Room, leave: Callable[[Part], None]
+        self,
+        *,
+        id: str,
+        given_id: bool,
+        file: PartFile,
+        fd: int,
+        data_offset: int,
+        declared: int,
+        room: Room,
+        leave: Callable[[Part], None],
     ) -> None:
         self.id = id
+        self.given_id = given_id
+        """Whether the id came from elsewhere, so that it may have come before."""
+        self.file = file
         self.size = 0
         self.data_offset = data_offset
         self._fd = fd
@@ -83,11 +119,21 @@ class Part:
 
     @contextmanager
     def view(self) -> Iterator[memoryview]:
-        """The data set as a read-only memoryview over the file's pages, valid inside the ``with`` only.
+        """The data set as a read-only memoryview, valid inside the ``with`` only: a copy of a small one, the
+        file's pages of any other.
 
         Raises:
             BufferError: On leaving, when a slice of it is still in use.
+            SpoolError: The disk failed.
         """
+        if self.size <= COPIED_BYTES:
+            try:
+                copy = os.pread(self.fileno(), self.size, self.data_offset)
+            except OSError as error:
+                raise spool_error(error, f"reading object {self.id}") from error
+            with memoryview(copy) as data:
+                yield data
+            return
         length = self.data_offset + self.size
         with (
             mmap.mmap(self.fileno(), length, prot=mmap.PROT_READ) as pages,

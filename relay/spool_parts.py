@@ -1,40 +1,54 @@
 """The parts of a spool: which objects are being written, and which of an earlier process may go on.
 
+    spares/<n> ──▶ part ┬▶ stays there until it is whole        (an object that nobody would resume)
+                        └▶ parts/<id>, where a later process finds it
+
 Never here: what becomes of a part that is whole.
 """
 
 from __future__ import annotations
 
 import os
-import uuid
+from collections.abc import Callable
 
 from relay.errors import MedferryError, SpoolError
 from relay.spool_files import FILE_MODE, Directory, discard, is_part_name, spool_error
-from relay.spool_part import Part
+from relay.spool_part import Part, PartFile
 from relay.spool_room import Room
+from relay.spool_spares import Spare, Spares
 from relay.spool_types import MAX_HEADER_BYTES, Describe
 
 
 class Parts:
     """All open parts by id. Their count is bounded by the room of the spool."""
 
-    def __init__(self, directory: Directory, room: Room, describe: Describe) -> None:
+    def __init__(
+        self, directory: Directory, room: Room, spares: Spares, describe: Describe, *, resumable: bool
+    ) -> None:
         self.resumable: dict[str, int] = {}
         """Parts of an earlier process: bytes of data set there, by id."""
         self._directory = directory
         self._room = room
+        self._spares = spares
         self._describe = describe
+        self._kept = resumable
+        """Whether parts are to be found again by a later process."""
         self._open: dict[str, Part] = {}
 
     def __contains__(self, id: str) -> bool:
         return id in self._open
 
-    def begin(self, header: bytes, id: str | None, size: int) -> Part:
+    def begin(self, header: bytes, id: str | None, size: int, *, at_once: bool) -> Part:
         """See `Spool.begin`."""
         if not 0 < len(header) <= MAX_HEADER_BYTES:
             raise ValueError(f"a header has 1 to {MAX_HEADER_BYTES} bytes, not {len(header)}")
         self._room.check_new(size)
-        part = self._start(uuid.uuid4().hex if id is None else id, os.O_CREAT | os.O_TRUNC, len(header), size)
+        given = id is not None
+        id = id or os.urandom(16).hex()
+        if not is_part_name(id):
+            raise ValueError("an object's id is 32 lower hex digits")
+        kept = self._kept and not at_once
+        part = self._start(id, given, lambda: self._new_file(id, kept), len(header), size)
         try:
             written = os.pwrite(part.fileno(), header, 0)
         except OSError as error:
@@ -45,6 +59,26 @@ class Parts:
             raise SpoolError(f"writing object {part.id}: the disk took only half of a header")
         return part
 
+    def _new_file(self, id: str, kept: bool) -> tuple[PartFile, int]:
+        """An empty file for an object, and its descriptor. It has the object's name if it is to be found."""
+        named = PartFile(id, self._directory.parts)
+        leftover = self.resumable.pop(id, None) is not None
+        spare = None if leftover else self._spares.take()
+        if spare is None:
+            return named, self._open_file(id, os.O_CREAT | os.O_TRUNC)
+        unnamed = PartFile(spare.name, self._directory.spares)
+        if not kept:
+            return unnamed, spare.fd
+        try:
+            os.rename(unnamed.name, id, src_dir_fd=unnamed.folder, dst_dir_fd=named.folder)
+        except OSError:
+            self._spares.give(spare)
+            raise
+        return named, spare.fd
+
+    def _open_file(self, name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_RDWR | os.O_CLOEXEC, FILE_MODE, dir_fd=self._directory.parts)
+
     def reopen(self, id: str) -> Part:
         """See `Spool.reopen`."""
         if id not in self.resumable:
@@ -54,7 +88,7 @@ class Parts:
             offset = self._describe(self._read_header(id)).data_offset
         except MedferryError as error:
             raise SpoolError(f"part {id} cannot be continued: {error}") from error
-        part = self._start(id, 0, offset, size)
+        part = self._start(id, True, lambda: self._old_file(id), offset, size)
         try:
             part.rehash(size)
         except OSError as error:
@@ -62,22 +96,37 @@ class Parts:
             raise spool_error(error, f"reading part {id}") from error
         return part
 
-    def _start(self, id: str, flags: int, data_offset: int, declared: int) -> Part:
-        if not is_part_name(id):
-            raise ValueError("an object's id is 32 lower hex digits")
+    def _old_file(self, id: str) -> tuple[PartFile, int]:
+        fd = self._open_file(id, 0)
+        del self.resumable[id]
+        return PartFile(id, self._directory.parts), fd
+
+    def _start(
+        self,
+        id: str,
+        given: bool,
+        open_file: Callable[[], tuple[PartFile, int]],
+        data_offset: int,
+        declared: int,
+    ) -> Part:
         if id in self._open:
             raise SpoolError(f"object {id} is being written already")
         self._room.take(data_offset + declared)
         try:
-            flags |= os.O_RDWR | os.O_CLOEXEC
-            fd = os.open(id, flags, FILE_MODE, dir_fd=self._directory.parts)
+            file, fd = open_file()
         except OSError as error:
             self._room.give(data_offset + declared)
             raise spool_error(error, f"opening object {id}") from error
-        self.resumable.pop(id, None)
         self._room.part_objects += 1
         self._open[id] = part = Part(
-            id=id, fd=fd, data_offset=data_offset, declared=declared, room=self._room, leave=self._abandon
+            id=id,
+            given_id=given,
+            file=file,
+            fd=fd,
+            data_offset=data_offset,
+            declared=declared,
+            room=self._room,
+            leave=self._abandon,
         )
         return part
 
@@ -108,5 +157,12 @@ class Parts:
             self.close(part)
 
     def _abandon(self, part: Part) -> None:
-        self.close(part)
-        discard(part.id, self._directory.parts)
+        fd = self.take(part)
+        if part.file.folder != self._directory.spares:
+            os.close(fd)
+            discard(part.file.name, part.file.folder)
+            return
+        try:
+            self._spares.give(Spare(part.file.name, fd))
+        except OSError as error:
+            raise spool_error(error, f"giving up object {part.id}") from error

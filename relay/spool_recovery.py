@@ -3,6 +3,7 @@
     objects/ without a row     whole → taken in as waiting; torn → quarantine; already delivered → removed
     row without a file         removed, counted, said
     parts/                     removed, unless they may be resumed
+    spares/                    emptied; one that held something was a part
     quarantine/ without a row  listed again with the reason in its name; row without a file: removed
 
 Runs in the committer's thread, before anything else.
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from relay.errors import MedferryError, SpoolError
 from relay.spool_files import Directory, discard, is_part_name
 from relay.spool_index import Admitted, Index, Refused, Row, make_entry, open_index
+from relay.spool_spares import Spares
 from relay.spool_types import MAX_HEADER_BYTES, Describe, Facts, Recovered
 
 READ_BYTES = 1 << 20
@@ -80,10 +82,13 @@ def open_or_rebuild(path: str) -> tuple[Index, bool]:
 class Recovery:
     """One pass over a spool's directory, before it is used."""
 
-    def __init__(self, directory: Directory, index: Index, describe: Describe, *, resumable: bool) -> None:
+    def __init__(
+        self, directory: Directory, index: Index, describe: Describe, spares: Spares, *, resumable: bool
+    ) -> None:
         self._directory = directory
         self._index = index
         self._describe = describe
+        self._spares = spares
         self._resumable = resumable
         self._rows: list[Row] = []
         self._adopted: set[str] = set()
@@ -98,6 +103,7 @@ class Recovery:
         self._scan_quarantine()
         adopted, missing = self._scan_objects()
         self._scan_parts()
+        self._parts_removed += self._spares.adopt()
         return Recovered(
             rebuilt=rebuilt and adopted > 0,
             adopted=adopted,

@@ -474,6 +474,7 @@ class Decoder:
             at += _PREFIX.size
             if size > end - at:
                 raise WireError("malformed", f"record of {size} bytes in {end - at}")
-            arrivals.append(Arrival(_decode_record(kind, payload[at : at + size]), entered, now_ns))
+            record = _decode_record(kind, payload[at : at + size])
             at += size
+            arrivals.append(Arrival(record, entered, now_ns, held=at < end))
         return arrivals

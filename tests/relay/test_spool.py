@@ -138,7 +138,7 @@ async def test_commit_is_durable_in_the_right_order(directory: str, monkeypatch:
         monkeypatch.setattr(os, "rename", spied("rename", os.rename))
         await spool.commit(part, facts())
         monkeypatch.undo()
-    assert steps[0] == "fsync parts"
+    assert steps[0] == "fsync spares"
     assert steps[1].startswith("rename")
     assert steps[2] == "fsync objects/"
 

@@ -150,11 +150,15 @@ async def test_a_removed_object_whose_file_stayed_is_not_delivered_again(directo
 async def test_abandoned_parts_are_removed_where_they_were_never_acknowledged(directory: str) -> None:
     async with opened(directory) as spool:
         begun(spool)
-    assert len(names(directory, "parts")) == 1
+    spares = os.path.join(directory, "spares")
+    assert sum(os.stat(os.path.join(spares, name)).st_size > 0 for name in os.listdir(spares)) == 1
+    with open(os.path.join(directory, "parts", "12" * 16), "wb") as file:
+        file.write(header() + b"of an older version")
     async with opened(directory) as spool:
-        assert spool.recovered == Recovered(parts_removed=1)
+        assert spool.recovered == Recovered(parts_removed=2)
         assert spool.resume() == ()
     assert names(directory, "parts") == []
+    assert all(os.stat(os.path.join(spares, name)).st_size == 0 for name in os.listdir(spares))
 
 
 async def test_parts_are_resumed_where_they_may_be(directory: str) -> None:
