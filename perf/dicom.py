@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import platform
-import shutil
 import signal
 import subprocess
 import sys
@@ -41,6 +40,7 @@ from rich.progress import (
 from perf import curves, report, steady
 from perf.client import NotUnderstood
 from perf.samples import FULL, QUICK, Sample, load
+from perf.scratch import put_away, remove_all
 from perf.transfer import Plan, Transfer, run
 from perf.ways import WAYS, WayFailed
 from tests.interop.dicom_peers import PeerFailed, program
@@ -161,7 +161,7 @@ class Bench:
             self.results.setdefault("failures", []).append(failure)
             return otherwise
         finally:
-            shutil.rmtree(self.directory, ignore_errors=True)
+            put_away(self.directory)
 
     def curves(self) -> None:
         """The four growth curves, of medferry and of no relay at all."""
@@ -304,6 +304,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             console.print("interrupted; what was measured so far:")
             bench.results["interrupted"] = True
+        finally:
+            remove_all(bench.directory)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     bench.results["seconds"] = round(time.monotonic() - started, 1)
     return _conclude(bench.results, chosen, console)

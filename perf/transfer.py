@@ -9,7 +9,6 @@ however fast it was.
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from perf.arrivals import Arrivals
 from perf.client import CT_IMAGE_STORAGE, EXPLICIT_LE, Client
 from perf.processes import Usage, usage
 from perf.samples import HEADER_BYTES, Sample, dataset_start, new_uid_block, stamp, uid
+from perf.scratch import put_away
 from perf.ways import Entry, opened
 from tests.interop.dicom_peers import NO_STALL, Station, program, spawned, tail
 
@@ -159,16 +159,15 @@ def run(
     directory: Path,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Transfer:
-    """Open the way, send the set over it, check what arrived, close it again, remove what it wrote.
+    """Open the way, send the set over it, check what arrived, close it again, put away what it wrote.
 
     Args:
         plan: Which way, how many associations, which senders.
         samples: The set; its files get new SOP Instance UIDs.
         small: A small object to warm the way up with.
-        directory: For what the run writes; removed before and after.
+        directory: For what the run writes; not there before, put away after (`scratch.put_away`).
         progress: Called with the number of objects that have arrived.
     """
-    shutil.rmtree(directory, ignore_errors=True)
     try:
         stamped = stamp(samples)
         parts = divide(stamped, plan.associations, directory / "sent")
@@ -180,7 +179,7 @@ def run(
             sent = _send(plan, entry, parts, arrivals, time_limit(samples), directory, progress)
             return _result(plan, stamped, parts, arrivals.times, receiver, sent)
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        put_away(directory)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
