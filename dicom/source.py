@@ -18,6 +18,9 @@ from relay.process import within
 from relay.spool import Spool
 from relay.worker import SourceSide
 
+JOURNAL_BYTES = 64 << 20
+"""Of side A's journal: what comes within half a second, while its files are being synced."""
+
 DRAIN_SHARE = 0.6
 """Of the drain time, what associations may still use; the rest is for what they left to be forwarded."""
 
@@ -49,7 +52,11 @@ async def run(side: SourceSide) -> None:
         private_syntaxes=frozenset(settings.private_transfer_syntaxes),
     )
     spool = await open_spool(
-        side.state, settings.spool, destinations=[LINK], max_object_bytes=settings.max_object_bytes
+        side.state,
+        settings.spool,
+        destinations=[LINK],
+        max_object_bytes=settings.max_object_bytes,
+        journal_bytes=JOURNAL_BYTES,
     )
     if side.link_is_new:
         again = await spool.doubt(LINK, DOUBT_BYTES)

@@ -51,6 +51,7 @@ async def open_spool(
     *,
     destinations: Sequence[str],
     max_object_bytes: int,
+    journal_bytes: int = 0,
     resumable: bool = False,
 ) -> Spool:
     """Open the spool of one side, below its state directory."""
@@ -61,6 +62,7 @@ async def open_spool(
         min_free_disk_bytes=settings.min_free_disk_bytes,
         retention_seconds=settings.retention_seconds,
         max_quarantine_bytes=settings.max_quarantine_bytes,
+        journal_bytes=journal_bytes,
     )
     return await Spool.open(
         os.path.join(state, SPOOL_DIRECTORY),

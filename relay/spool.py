@@ -26,7 +26,7 @@ from typing import Self
 from relay.errors import SpoolError
 from relay.records import ManifestEntry
 from relay.spool_bridge import Bridge
-from relay.spool_committer import Intake, Recorded
+from relay.spool_committer import Recorded
 from relay.spool_feed import FEED_PAGE, Feed
 from relay.spool_files import Directory, is_reason, spool_error
 from relay.spool_index import Buried, Index, Mark, Refused, make_entry
@@ -38,6 +38,7 @@ from relay.spool_release import MAX_DETAIL_CHARS, Releases
 from relay.spool_room import Room
 from relay.spool_schema import connect
 from relay.spool_spares import Spares
+from relay.spool_syncer import Intake
 from relay.spool_types import (
     MAX_HEADER_BYTES,
     DeliveryState,

@@ -13,10 +13,11 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from relay.errors import SpoolError
-from relay.spool_committer import Changed, Committer, Ended, Intake, Job, News, Recorded, Synced
+from relay.spool_committer import Changed, Committed, Committer, Ended, Job, News, Recorded, Synced
 from relay.spool_files import Directory
 from relay.spool_index import Index, Row
 from relay.spool_spares import Spares
+from relay.spool_syncer import Intake
 from relay.spool_types import Entry, SpoolLimits
 
 
@@ -147,6 +148,9 @@ class Bridge:
 
     def _hear(self, news: News) -> None:
         match news:
+            case Committed(intakes):
+                for intake in intakes:
+                    self._hear_committed(intake)
             case Synced(intakes):
                 for intake in intakes:
                     self._hear_synced(intake)
@@ -161,13 +165,14 @@ class Bridge:
                 self._ended.set()
 
     def _hear_synced(self, intake: Intake) -> None:
+        """A file that was handed on before; without it nothing may go on."""
+        if intake.error is None:
+            self._unsynced.discard(intake.entry.seq)
+        else:
+            self.fail(intake.error)
+
+    def _hear_committed(self, intake: Intake) -> None:
         entry = intake.entry
-        if intake.part is None:
-            if intake.error is None:
-                self._unsynced.discard(entry.seq)
-            else:
-                self.fail(intake.error)
-            return
         future = self._commits.pop(entry.seq)
         if intake.error is None:
             self._keeper.committed(entry)

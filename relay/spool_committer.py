@@ -1,7 +1,8 @@
 """The committer: the one thread that waits for the disk, so that the loop never does.
 
-    loop ──put──▶ inbox ──▶ fsync files · rename · fsync directory (one for the group) ──post──▶ loop
-                        ├─▶ rows of many groups in one transaction, some milliseconds later ──post──▶ loop
+    loop ──put──▶ inbox ──▶ commits: into the journal, or synced · renamed ──────────────────────post──▶ loop
+                        ├─▶ what was journaled or sealed: synced in groups by the syncer ────────post──▶ loop
+                        ├─▶ rows of many groups in one transaction, some milliseconds later ─────post──▶ loop
                         └─▶ spare files, while nobody waits
 
 Files come before rows: a row says nothing that its file does not prove, so it may wait until nobody waits for
@@ -18,23 +19,34 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from relay.errors import SpoolError
-from relay.spool_files import Directory, discard, spool_error, start_writeback
+from relay.spool_files import Directory, discard, spool_error
 from relay.spool_inbox import Inbox
 from relay.spool_index import Admitted, Index, Mark, Row, Totals
-from relay.spool_part import PartFile
+from relay.spool_journal import Journal
 from relay.spool_spares import Spares
-from relay.spool_types import Entry, SpoolLimits
+from relay.spool_syncer import Intake, Syncer, make_durable
+from relay.spool_types import SpoolLimits
 
 MAX_GROUP = 128
-"""Objects in one pass: their fsyncs take about 50 ms, which the first of them waits."""
+"""Objects committed in one pass."""
 
-MAX_SEAL_DELAY_SECONDS = 0.05
-"""How long a sealed file waits for others to be synced with it. It has been handed on already; until then a
-power failure takes it, and side A sends it again."""
+MAX_SEAL_DELAY_SECONDS = 0.1
+"""How long a file that nobody waits for waits for others to be synced with it. Until then a power failure
+takes it; the journal has it then, or side A sends it again."""
+
+MAX_DEFERRED = 256
+"""Files that wait to be synced, or…"""
+
+MAX_DEFERRED_BYTES = 32 << 20
+"""…their bytes, at which the wait is over."""
+
+MAX_OPEN = 1024
+"""Files that are not synced yet, each with a descriptor. Beyond, a commit syncs its own."""
 
 MAX_ROW_DELAY_SECONDS = 0.05
 """How long a row waits for others. After a kill what is younger is found by recovery or delivered twice."""
@@ -63,17 +75,6 @@ _TRY_AGAIN = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY})
 
 
 @dataclass(slots=True)
-class Intake:
-    """A file to make durable. `part` is where it is if it is still to be renamed (commit)."""
-
-    entry: Entry
-    fd: int
-    name: str
-    part: PartFile | None
-    error: SpoolError | None = None
-
-
-@dataclass(slots=True)
 class Job:
     """Work on the index; `done` is called in the loop with its result."""
 
@@ -87,8 +88,15 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
+class Committed:
+    """News for the loop: these commits are durable, or have their `error`."""
+
+    intakes: list[Intake]
+
+
+@dataclass(frozen=True, slots=True)
 class Synced:
-    """News for the loop: these files are durable, or have their `error`."""
+    """News from the syncer, for the loop too: files that were handed on are durable, or have an `error`."""
 
     intakes: list[Intake]
 
@@ -115,7 +123,7 @@ class Ended:
     error: SpoolError | None
 
 
-News = Synced | Recorded | Changed | Ended
+News = Committed | Synced | Recorded | Changed | Ended
 
 
 def _due(item: Intake | Row | Job) -> float:
@@ -142,9 +150,14 @@ class Committer:
         self._spares = spares
         self._tell = tell
         self._post = post
-        self._inbox: Inbox[Intake | Row | Job | Stop] = Inbox()
-        self._intakes: list[Intake] = []
-        self._sync_at = 0.0
+        self._inbox: Inbox[Intake | Synced | Row | Job | Stop] = Inbox()
+        self._journal: Journal | None = None
+        self._commits: list[Intake] = []
+        self._deferred: list[Intake] = []
+        self._deferred_bytes = 0
+        self._deferred_since = 0.0
+        self._unsynced: set[int] = set()
+        """Seqs of files that are deferred or being synced."""
         self._rows: list[Row] = []
         self._jobs: list[Job] = []
         self._rows_since = 0.0
@@ -190,63 +203,65 @@ class Committer:
         index.wait_for_others(LOCK_SECONDS)
         self._free_disk = self._directory.free_bytes()
         self._make_spares()
-        while not self._stopping or self._intakes or self._rows or self._jobs:
-            self._inbox.wait_until(self._due())
-            self._collect()
-            if self._intakes and (self._stopping or self._jobs or time.monotonic() >= self._sync_at):
-                intakes, self._intakes = self._intakes, []
-                self._sync(intakes)
-                self._news(Synced(intakes))
-            elif not self._intakes:
-                self._make_spares()
-            if time.monotonic() < self._retry_at:
-                continue
-            try:
-                self._write_rows(index)
-                self._run_jobs(index)
-                self._look_around(index)
-            except sqlite3.OperationalError as error:
-                if self._stopping or error.sqlite_errorcode not in _TRY_AGAIN:
-                    raise
-                self._retry_at = time.monotonic() + RETRY_SECONDS
+        with ExitStack() as undo:
+            if self._limits.journal_bytes:
+                self._journal = Journal(self._directory, self._limits.journal_bytes)
+                undo.callback(self._journal.close)
+            syncer = Syncer(self._directory, lambda group: self._inbox.put(Synced(group), 0.0))
+            undo.callback(syncer.close)
+            while not self._stopping or self._commits or self._unsynced or self._rows or self._jobs:
+                self._turn(index, syncer)
+
+    def _turn(self, index: Index, syncer: Syncer) -> None:
+        self._inbox.wait_until(self._due(syncer))
+        self._collect(syncer)
+        if self._commits:
+            self._commit()
+        else:
+            self._make_spares()
+        if not syncer.busy and self._deferred and time.monotonic() >= self._defer_until():
+            group, self._deferred, self._deferred_bytes = self._deferred, [], 0
+            syncer.put(group)
+        if time.monotonic() < self._retry_at:
+            return
+        try:
+            self._write_rows(index)
+            self._run_jobs(index)
+            self._look_around(index)
+        except sqlite3.OperationalError as error:
+            if self._stopping or error.sqlite_errorcode not in _TRY_AGAIN:
+                raise
+            self._retry_at = time.monotonic() + RETRY_SECONDS
 
     # ---- the inbox ---------------------------------------------------------------------------------------
 
-    def _collect(self) -> None:
-        """Take everything that is there, at most `MAX_GROUP` files."""
-        while len(self._intakes) < MAX_GROUP and (item := self._inbox.take()) is not None:
+    def _collect(self, syncer: Syncer) -> None:
+        """Take everything that is there, at most `MAX_GROUP` commits."""
+        while len(self._commits) < MAX_GROUP and (item := self._inbox.take()) is not None:
             match item:
+                case Intake(part=None):
+                    self._defer(item)
                 case Intake():
-                    self._add_intake(item)
+                    self._commits.append(item)
+                case Synced():
+                    syncer.busy = False
+                    self._synced(item)
                 case Job():
                     self._jobs.append(item)
                 case Stop():
                     self._stopping = True
                 case _:
                     self._add_row(item)
-        if len(self._intakes) >= MAX_GROUP:
-            self._sync_at = 0.0
 
-    def _add_intake(self, intake: Intake) -> None:
-        """Nobody waits for a sealed file: a little later, many share the journal's one commit."""
-        now = time.monotonic()
-        if not self._intakes:
-            self._sync_at = now + MAX_SEAL_DELAY_SECONDS
-        if intake.part is not None:
-            self._sync_at = now
-        self._intakes.append(intake)
-
-    def _due(self) -> float:
+    def _due(self, syncer: Syncer) -> float:
         """When something is to be done though nothing new comes."""
         if self._retry_at > time.monotonic():
             return self._retry_at
-        if self._stopping or self._jobs:
+        due = self._rows_since + MAX_ROW_DELAY_SECONDS if self._rows else self._poll_at
+        if self._deferred and not syncer.busy:
+            due = min(due, self._defer_until())
+        if (self._stopping or self._jobs) and not self._unsynced:
             return 0.0
-        due = self._poll_at
-        if self._rows:
-            due = min(due, self._rows_since + MAX_ROW_DELAY_SECONDS)
-        if self._intakes:
-            due = min(due, self._sync_at)
         return due
 
     def _make_spares(self) -> None:
@@ -266,38 +281,76 @@ class Committer:
 
     # ---- files -------------------------------------------------------------------------------------------
 
-    def _sync(self, intakes: list[Intake]) -> None:
-        """Make a group of files durable. A file that fails gets its error; the others go on."""
-        if len(intakes) > 1:
-            for intake in intakes:
-                start_writeback(intake.fd, 0, 0)
-        for intake in intakes:
+    def _commit(self) -> None:
+        """Make a group of commits durable, those that the journal takes first: they are there soonest."""
+        commits, self._commits = self._commits, []
+        journaled = self._keep(commits)
+        for intake in journaled:
             try:
-                os.fsync(intake.fd)
-                if intake.part is not None:
-                    self._rename(intake.part, intake.name)
+                intake.rename(self._directory)
             except OSError as error:
-                self._give_up(intake, error)
-            os.close(intake.fd)
+                intake.give_up(error, self._directory)
+                os.close(intake.fd)
+                self._release(intake.entry.seq)
+                continue
+            # From here on it is a file that was handed on.
+            intake.part = None
+            self._defer(intake)
+        if journaled:
+            self._news(Committed(journaled))
+        others = [intake for intake in commits if intake not in journaled] if journaled else commits
+        if others:
+            make_durable(others, self._directory)
+            self._news(Committed(others))
+            self._add_synced(others)
+
+    def _keep(self, commits: list[Intake]) -> list[Intake]:
+        """Those of `commits` that are durable in the journal. A journal that fails is not used any more."""
+        journal = self._journal
+        if journal is None or len(self._unsynced) + len(commits) > MAX_OPEN:
+            return []
         try:
-            os.fsync(self._directory.objects)
-        except OSError as error:
-            for intake in intakes:
-                self._give_up(intake, error)
+            kept = [intake for intake in commits if journal.append(intake.entry, intake.fd)]
+            if kept:
+                journal.sync()
+        except (OSError, SpoolError) as error:
+            log.error("the spool's journal failed, every object is synced by itself: %s", error)
+            self._journal = None
+            return []
+        return kept
+
+    def _defer(self, intake: Intake) -> None:
+        """Let a file that nobody waits for be synced with others."""
+        if not self._deferred:
+            self._deferred_since = time.monotonic()
+        self._deferred.append(intake)
+        self._deferred_bytes += intake.entry.size
+        self._unsynced.add(intake.entry.seq)
+
+    def _defer_until(self) -> float:
+        """When what is deferred is to be synced."""
+        full = len(self._deferred) >= MAX_DEFERRED or self._deferred_bytes >= MAX_DEFERRED_BYTES
+        if full or self._jobs or self._stopping:
+            return 0.0
+        return self._deferred_since + MAX_SEAL_DELAY_SECONDS
+
+    def _synced(self, group: Synced) -> None:
+        """The syncer is done with a group."""
+        for intake in group.intakes:
+            self._unsynced.discard(intake.entry.seq)
+            if intake.error is None:
+                self._release(intake.entry.seq)
+        self._add_synced(group.intakes)
+        self._news(group)
+
+    def _add_synced(self, intakes: list[Intake]) -> None:
         for intake in intakes:
             if intake.error is None:
                 self._add_row(intake.entry)
 
-    def _rename(self, part: PartFile, name: str) -> None:
-        os.rename(part.name, name, src_dir_fd=part.folder, dst_dir_fd=self._directory.objects)
-
-    def _give_up(self, intake: Intake, error: OSError) -> None:
-        """A commit that failed leaves nothing; a sealed file stays, for recovery to judge."""
-        if intake.error is None:
-            intake.error = spool_error(error, f"making object {intake.entry.id} durable")
-            if intake.part is not None:
-                discard(intake.part.name, intake.part.folder)
-                discard(intake.name, self._directory.objects)
+    def _release(self, seq: int) -> None:
+        if self._journal is not None:
+            self._journal.release(seq)
 
     # ---- rows and jobs -----------------------------------------------------------------------------------
 
@@ -306,22 +359,22 @@ class Committer:
         overdue = time.monotonic() - self._rows_since >= MAX_ROW_DELAY_SECONDS
         if self._rows and (overdue or self._jobs or self._stopping):
             # A delivery may be over before its object's file is synced: the object's row has to come first.
-            unsynced = {intake.entry.seq for intake in self._intakes}
             early: list[Row] = []
             rows: list[Row] = []
             for row in self._rows:
-                (early if type(row) is Mark and row.seq in unsynced else rows).append(row)
+                (early if type(row) is Mark and row.seq in self._unsynced else rows).append(row)
             if not rows:
+                self._rows_since = time.monotonic()
                 return
-            replaced = index.record(rows)
+            replaced = index.record(rows, self._journal.floor if self._journal is not None else 0)
             self._rows, self._rows_since = early, time.monotonic()
             for name in replaced:
                 discard(name, self._directory.quarantine)
             self._report(index, rows)
 
     def _run_jobs(self, index: Index) -> None:
-        """Run the jobs, each after all rows that were put before it."""
-        while self._jobs and not self._rows:
+        """Run the jobs, each after all files and rows that were put before it."""
+        while self._jobs and not self._rows and not self._unsynced:
             job = self._jobs[0]
             result = job.work(index)
             del self._jobs[0]

@@ -115,6 +115,9 @@ class Index:
         self._active: tuple[int, ...] = ()
         self._read_destinations()
         self.boot = self._this_boot()
+        row = self._database.execute("SELECT value FROM meta WHERE key = 'journal_floor'").fetchone()
+        self.floor = 0 if row is None else int(row[0])
+        """No record of the journal up to this seq is needed."""
         (self._turn,) = self._one("SELECT coalesce(max(turn), 0) FROM deliveries WHERE state = 1")
 
     def _one(self, query: str, *values: object) -> tuple[Any, ...]:
@@ -183,8 +186,11 @@ class Index:
 
     # ---- recording ---------------------------------------------------------------------------------------
 
-    def record(self, rows: Sequence[Row]) -> list[str]:
-        """Write `rows` in one transaction. Returns names in quarantine that newer ones of the id replace."""
+    def record(self, rows: Sequence[Row], floor: int = 0) -> list[str]:
+        """Write `rows`, and the journal's floor if it has risen, in one transaction.
+
+        Returns names in quarantine that newer ones of the id replace.
+        """
         objects = [row for row in rows if type(row) is Entry]
         marks = [row for row in rows if type(row) is Mark]
         replaced: list[str] = []
@@ -203,6 +209,9 @@ class Index:
                 elif type(row) is Buried:
                     values = (row.seq, row.id, row.sop_instance, bytes.fromhex(row.sha256))
                     database.execute("INSERT INTO tombstones VALUES (?, ?, ?, ?)", values)
+            if floor > self.floor:
+                database.execute("INSERT OR REPLACE INTO meta VALUES ('journal_floor', ?)", (floor,))
+        self.floor = max(self.floor, floor)
         return replaced
 
     def _object_values(self, entry: Entry) -> tuple[object, ...]:
@@ -330,12 +339,12 @@ class Index:
         return tuple(ManifestEntry(id=id, size=size, sha256=sha256.hex()) for id, size, sha256 in rows)
 
     def last_seq(self) -> int:
-        """The highest `Entry.seq` ever given."""
+        """The highest `Entry.seq` that is known to have been given."""
         (seq,) = self._one(
             "SELECT max(coalesce((SELECT max(seq) FROM objects), 0), "
             "coalesce((SELECT max(seq) FROM tombstones), 0))"
         )
-        return int(seq)
+        return max(int(seq), self.floor)
 
     def file_of(self, id: str) -> tuple[int, str] | None:
         """`seq` and sha256 of the object `id`; None if there is no row."""

@@ -1,5 +1,6 @@
 """What opening a spool does after a crash: make index and files agree again, and lose nothing silently.
 
+    journal                    what is whole there, has no row and no whole file gets its file again
     objects/ without a row     whole → taken in as waiting; torn → quarantine; already delivered → removed
     row without a file         removed, counted, said
     parts/                     removed, unless they may be resumed
@@ -21,8 +22,10 @@ import uuid
 from dataclasses import dataclass
 
 from relay.errors import MedferryError, SpoolError
-from relay.spool_files import Directory, discard, is_part_name
+from relay.spool_files import FILE_MODE, Directory, discard, is_part_name
 from relay.spool_index import Admitted, Index, Refused, Row, make_entry, open_index
+from relay.spool_journal import NAME as JOURNAL
+from relay.spool_journal import Journal, Record
 from relay.spool_spares import Spares
 from relay.spool_types import MAX_HEADER_BYTES, Describe, Facts, Recovered
 
@@ -100,18 +103,61 @@ class Recovery:
 
     def run(self, *, rebuilt: bool, unconfigured: int) -> Recovered:
         """Do all of it."""
+        restored = self._replay_journal()
         self._scan_quarantine()
         adopted, missing = self._scan_objects()
         self._scan_parts()
         self._parts_removed += self._spares.adopt()
+        self._index.record([], self._seq)
         return Recovered(
             rebuilt=rebuilt and adopted > 0,
             adopted=adopted,
+            restored=restored,
             torn=self._torn,
             missing=missing,
             parts_removed=self._parts_removed,
             unconfigured=unconfigured,
         )
+
+    def _replay_journal(self) -> int:
+        """Make the files again that a power failure took; returns how many."""
+        if not os.access(JOURNAL, os.F_OK, dir_fd=self._directory.root):
+            return 0
+        restored = 0
+        journal = Journal(self._directory, 0)
+        try:
+            for record in journal.replay(self._index.floor):
+                # The seq was given once, and is not given again.
+                self._seq = max(self._seq, record.seq)
+                if self._index.file_of(record.id) or self._index.is_buried(record.id):
+                    continue
+                restored += self._restore(journal, record)
+            self._seq = max(self._seq, journal.floor)
+        finally:
+            journal.close()
+        if restored:
+            os.fsync(self._directory.objects)
+        return restored
+
+    def _restore(self, journal: Journal, record: Record) -> bool:
+        """Write the file of a journal's record, unless it is there and whole."""
+        directory = self._directory
+        name = directory.object_name(record.id, record.sha256)
+        try:
+            judged = judge(name, directory.objects, self._describe)
+            if judged.sha256 == record.sha256:
+                return False
+        except (FileNotFoundError, MedferryError):
+            pass  # torn, or not there: it is made again
+        flags = os.O_CREAT | os.O_TRUNC | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = os.open(record.id, flags, FILE_MODE, dir_fd=directory.parts)
+        try:
+            journal.copy_to(record, fd)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(record.id, name, src_dir_fd=directory.parts, dst_dir_fd=directory.objects)
+        return True
 
     def _scan_objects(self) -> tuple[int, int]:
         """Adopt files without rows, in the order of their times; drop rows without files."""

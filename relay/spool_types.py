@@ -85,6 +85,9 @@ class SpoolLimits:
     min_free_disk_bytes: int = 512 * 2**20
     """Left on the file system for everything else, the index included."""
     retention_seconds: float = 24 * 3600.0
+    journal_bytes: int = 0
+    """Of the journal that makes small objects durable at once (`spool_journal`); 0: none, for a spool whose
+    objects nobody is told of before they are synced."""
     max_tombstones: int = 200_000
     """Ids and hashes remembered of objects already removed, for duplicates; about 200 bytes each, on disk."""
     max_quarantine_bytes: int = 4 * 2**30
@@ -129,6 +132,8 @@ class Recovered:
     """The index was lost or damaged; everything is waiting again for every destination."""
     adopted: int = 0
     """Whole files without a row, now waiting for every destination."""
+    restored: int = 0
+    """Files made again from the journal, which a power failure had taken; among those adopted."""
     torn: int = 0
     """Files that are not what their name says, now in quarantine."""
     missing: int = 0
