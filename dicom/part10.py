@@ -11,6 +11,7 @@ Never here: I/O, the data set (see `walk.py`).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from struct import Struct, pack
 
 from dicom.faults import Reason, Refused
@@ -29,6 +30,9 @@ META_START = len(PREAMBLE) + len(MAGIC)
 
 MAX_META_BYTES = 64 * 1024
 """Bytes of group 0002. Ours has about 250; other writers add names and a private block."""
+
+HEADS_REMEMBERED = 64
+"""Kinds of objects (class and transfer syntax) whose heads are not made anew each time."""
 
 _ELEMENT = Struct("<HH2sH")
 _LENGTH = Struct("<L")
@@ -59,20 +63,26 @@ def header(sop_class: str, sop_instance: str, transfer_syntax: str) -> bytes:
     Raises:
         ValueError: A UID is none. Callers have checked it; writing it would spoil the file.
     """
-    for uid in (sop_class, sop_instance, transfer_syntax):
-        if not is_uid(uid):
-            raise ValueError("a file head needs three sound UIDs")
-    meta = b"".join(
-        (
-            _VERSION,
-            _text(0x0002, b"UI", sop_class, b"\0"),
-            _text(0x0003, b"UI", sop_instance, b"\0"),
-            _text(0x0010, b"UI", transfer_syntax, b"\0"),
-            _text(0x0012, b"UI", IMPLEMENTATION_CLASS_UID, b"\0"),
-            _text(0x0013, b"SH", IMPLEMENTATION_VERSION_NAME, b" "),
-        )
+    if not is_uid(sop_instance):
+        raise ValueError("a file head needs three sound UIDs")
+    before, after = _around_instance(sop_class, transfer_syntax)
+    instance = _text(0x0003, b"UI", sop_instance, b"\0")
+    length = _LENGTH.pack(len(before) + len(instance) + len(after))
+    return b"".join((PREAMBLE, MAGIC, _GROUP_LENGTH, length, before, instance, after))
+
+
+@lru_cache(maxsize=HEADS_REMEMBERED)
+def _around_instance(sop_class: str, transfer_syntax: str) -> tuple[bytes, bytes]:
+    """What stands before and behind the instance's UID, the same for all objects of a kind."""
+    if not is_uid(sop_class) or not is_uid(transfer_syntax):
+        raise ValueError("a file head needs three sound UIDs")
+    before = _VERSION + _text(0x0002, b"UI", sop_class, b"\0")
+    after = (
+        _text(0x0010, b"UI", transfer_syntax, b"\0"),
+        _text(0x0012, b"UI", IMPLEMENTATION_CLASS_UID, b"\0"),
+        _text(0x0013, b"SH", IMPLEMENTATION_VERSION_NAME, b" "),
     )
-    return b"".join((PREAMBLE, MAGIC, _GROUP_LENGTH, _LENGTH.pack(len(meta)), meta))
+    return before, b"".join(after)
 
 
 def _bad(what: str, offset: int) -> Refused:

@@ -141,10 +141,11 @@ class Receipt:
             self._open = _Open(self._spool.reopen(id), None)
             del self._resumable[id]
 
-        await self._retrying(reopen)
-        waiting = then()
-        if waiting is not None:
-            await waiting
+        actions: tuple[Callable[[], Awaitable[None] | None], ...] = (lambda: self._retrying(reopen), then)
+        for action in actions:
+            waiting = action()
+            if waiting is not None:
+                await waiting
 
     async def _accept(self, current: _Open, end: ObjectEnd) -> None:
         part, start = current.part, current.start
@@ -209,23 +210,32 @@ class Receipt:
                 log.error("object %s was sent by side A and never arrived; send it again there", id)
         self._metrics.gauge("objects_missing", "Objects that side A sent and B never saw", len(now_missing))
 
-    async def _retrying(self, action: Callable[[], None]) -> None:
-        """Do `action` once there is room for it; the link waits meanwhile."""
+    def _retrying(self, action: Callable[[], None]) -> Awaitable[None] | None:
+        """Do `action`, at once where there is room for it; else the link waits until there is."""
+        return None if self._done(action) else self._until_done(action)
+
+    async def _until_done(self, action: Callable[[], None]) -> None:
         while True:
-            try:
-                action()
-                self.full = False
+            self.room.clear()
+            await within(FULL_RETRY_SECONDS, self.room.wait())
+            if self._done(action):
                 return
-            except SpoolFull as full:
-                if full.bound == "object":
-                    self._count_refusal("too-large")
-                    self._give_up(str(full))
-                    return
-                if not self.full:
-                    log.warning("the link waits: %s", full)
-                self.full = True
-                self.room.clear()
-                await within(FULL_RETRY_SECONDS, self.room.wait())
+
+    def _done(self, action: Callable[[], None]) -> bool:
+        """Whether `action` is over: done, or of an object that never fits; False while there is no room."""
+        try:
+            action()
+            self.full = False
+        except SpoolFull as full:
+            if full.bound == "object":
+                self._count_refusal("too-large")
+                self._give_up(str(full))
+                return True
+            if not self.full:
+                log.warning("the link waits: %s", full)
+            self.full = True
+            return False
+        return True
 
     def _give_up(self, why: str) -> None:
         if self._open is not None:

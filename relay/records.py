@@ -15,6 +15,7 @@ from __future__ import annotations
 import enum
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeAlias
 
 from relay.errors import RecordError
@@ -44,6 +45,9 @@ MAX_MANIFEST_ENTRIES = 512
 
 MAX_NS = 2**63 - 1
 
+UIDS_REMEMBERED = 1024
+"""Judged UIDs that are not looked at again: each is met several times on each side, most in all objects."""
+
 _UID = re.compile(r"(?:0|[1-9][0-9]*)(?:\.(?:0|[1-9][0-9]*))+")
 _STREAM = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
 _OBJECT_ID = re.compile(r"[0-9a-f]{32}")
@@ -60,6 +64,7 @@ def _check_range(name: str, value: int, low: int, high: int) -> None:
         raise RecordError(f"{name} is {value!r}, outside {low} to {high}")
 
 
+@lru_cache(maxsize=UIDS_REMEMBERED)
 def is_uid(text: str) -> bool:
     """Whether `text` is a UID as PS3.5 §9.1 writes it (digits and dots, no leading zeros, 64 at most)."""
     return len(text) <= MAX_UID_CHARS and _UID.fullmatch(text) is not None

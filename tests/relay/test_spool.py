@@ -560,14 +560,14 @@ async def test_a_full_disk_under_the_index_is_waited_out(
 ) -> None:
     real, tries = Index.record, 0
 
-    def full(index: Index, rows: Sequence[Row]) -> list[str]:
+    def full(index: Index, rows: Sequence[Row], floor: int = 0) -> list[str]:
         nonlocal tries
         tries += 1
         if tries < 3:
             error = sqlite3.OperationalError("database or disk is full")
             error.sqlite_errorcode = sqlite3.SQLITE_FULL
             raise error
-        return real(index, rows)
+        return real(index, rows, floor)
 
     async with opened(directory) as spool:
         monkeypatch.setattr(Index, "record", full)
