@@ -293,9 +293,8 @@ class Committer:
                 os.close(intake.fd)
                 self._release(intake.entry.seq)
                 continue
-            # From here on it is a file that was handed on.
-            intake.part = None
-            self._defer(intake)
+            # A file that was handed on, from here on: what becomes of it now is no answer to the commit.
+            self._defer(Intake(intake.entry, intake.fd, intake.name, None))
         if journaled:
             self._news(Committed(journaled))
         others = [intake for intake in commits if intake not in journaled] if journaled else commits

@@ -18,6 +18,7 @@ from tests.relay.spool_kit import data_of, names, opened, sha256, written
 
 CHILD = """
 import asyncio, os, sys
+from dataclasses import replace
 from tests.relay.spool_kit import *
 from relay.spool import Spool
 
@@ -26,7 +27,7 @@ async def one(spool, how):
         part = spool.begin(header())
         for _ in range(1 + os.urandom(1)[0] % 4):
             part.write([os.urandom(5000)])
-        entry = await spool.commit(part, facts()) if how == "commit" else spool.seal(part, facts())
+        entry = spool.seal(part, facts()) if how == "seal" else await spool.commit(part, facts())
         os.write(1, f"{entry.id} {entry.sha256}\\n".encode())
         await asyncio.sleep(0)
 
@@ -37,7 +38,8 @@ async def drain(spool):
         spool.done(entry, "pacs")
 
 async def main():
-    async with opened(sys.argv[1], resumable=True) as spool:
+    limits = replace(LIMITS, journal_bytes=1 << 20 if sys.argv[2] == "journal" else 0)
+    async with opened(sys.argv[1], limits, resumable=True) as spool:
         works = [one(spool, sys.argv[2]) for _ in range(3)]
         if sys.argv[3] == "drain":
             works.append(drain(spool))
@@ -69,7 +71,7 @@ async def rounds(directory: str, count: int, seed: int) -> None:
     dice = random.Random(seed)
     said: dict[str, str] = {}
     for turn in range(count):
-        how = ("commit", "seal")[turn % 2]
+        how = ("commit", "seal", "journal")[turn % 3]
         said |= await asyncio.to_thread(killed, directory, how, False, dice.random() * 0.2)
         if dice.random() < 0.2:
             os.unlink(os.path.join(directory, "index.db"))
@@ -97,7 +99,7 @@ def test_what_was_acknowledged_survives_many_kills(tmp_path: os.PathLike[str]) -
 
 def test_a_kill_while_delivering_leaves_each_object_in_one_state(tmp_path: os.PathLike[str]) -> None:
     directory = os.path.join(tmp_path, "spool")
-    said = killed(directory, "commit", True, 0.3)
+    said = killed(directory, "journal", True, 0.3)
 
     async def look() -> None:
         async with opened(directory) as spool:
