@@ -85,19 +85,20 @@ class Forwarder:
             grade=entry.grade,
         )
         end = ObjectEnd(id=entry.id, sha256=entry.sha256)
-        fd = self._spool.open_data(entry)
+        fresh = self._spool.fresh(entry)
+        fd = self._spool.open_data(entry) if fresh is None else -1
         try:
             offset = 0
             turn = 0
             while offset < entry.size:
-                count = min(self._read(fd, entry.data_offset + offset), entry.size - offset)
-                if count == 0:
-                    raise SpoolError(f"the file of object {entry.id} is shorter than it was")
-                part = ObjectPart(id=entry.id, offset=offset, data=memoryview(self._buffer)[:count])
-                records: list[Record] = [part]
+                if fresh is None:
+                    data = self._read(fd, entry, offset)
+                else:
+                    data = fresh[offset : offset + MAX_PART_BYTES]
+                records: list[Record] = [ObjectPart(id=entry.id, offset=offset, data=data)]
                 if offset == 0:
                     records.insert(0, start)
-                offset += count
+                offset += len(data)
                 if offset == entry.size:
                     records.append(end)
                 # Together, so that a small object is one fragment.
@@ -106,18 +107,23 @@ class Forwarder:
                 if turn % PARTS_PER_TURN == 0:
                     await asyncio.sleep(0)
         finally:
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
         self._spool.done(entry, LINK)
         self.sent += 1
         if entry.parsed_ns:
             self._metrics.latency("forward").record_ns(time.monotonic_ns() - entry.parsed_ns)
 
-    def _read(self, fd: int, offset: int) -> int:
-        """Fill the buffer from the file; how far. A disk's fault is one object's, not the link's."""
+    def _read(self, fd: int, entry: Entry, offset: int) -> memoryview:
+        """The next part of a data set, valid until the next call. A disk's fault is one object's, not the
+        link's."""
         try:
-            return os.preadv(fd, [self._buffer], offset)
+            count = os.preadv(fd, [self._buffer], entry.data_offset + offset)
         except OSError as error:
             raise SpoolError(f"reading its file failed: {error.strerror}") from error
+        if count == 0:
+            raise SpoolError(f"the file of object {entry.id} is shorter than it was")
+        return memoryview(self._buffer)[: min(count, entry.size - offset)]
 
     async def manifests(self) -> None:
         """Repeat what was sent lately, until cancelled."""

@@ -18,8 +18,8 @@ from relay.process import within
 from relay.spool import Spool
 from relay.worker import SourceSide
 
-JOURNAL_BYTES = 64 << 20
-"""Of side A's journal: what comes within half a second, while its files are being synced."""
+JOURNAL_BYTES = 32 << 20
+"""Of side A's journal: what may be in memory at a time, while its files are being synced."""
 
 DRAIN_SHARE = 0.6
 """Of the drain time, what associations may still use; the rest is for what they left to be forwarded."""

@@ -134,7 +134,16 @@ class Spool:
         self._room = Room(limits, directory.free_bytes, time.monotonic)
         self._ledger = Ledger(limits, self._room, tuple(destinations))
         self._spares = Spares(directory)
-        self._parts = Parts(directory, self._room, self._spares, describe, resumable=resumable)
+        self._parts = Parts(
+            directory,
+            self._room,
+            self._spares,
+            describe,
+            resumable=resumable,
+            in_memory=limits.journal_bytes > 0,
+        )
+        self._fresh: dict[int, bytearray] = {}
+        """Files in custody that are not in ``objects/`` yet, by seq."""
         self._feeds = {name: Feed(name, read=self._read_page, tried=self.tried) for name in destinations}
         self._bridge = Bridge(directory, limits, self._spares, self)
         self._releases = Releases(directory, describe, self._bridge, self)
@@ -233,12 +242,15 @@ class Spool:
             SpoolFull: The disk is full. The part is gone.
             SpoolError: The disk failed. The part is gone and the object is not in custody.
         """
-        entry, intake = self._take_over(part, facts)
-        intake.part = part.file
+        intake = self._take_over(part, facts)
+        intake.committing = True
+        entry = intake.entry
+        if intake.data is not None:
+            self._fresh[entry.seq] = intake.data
         await self._bridge.commit(intake)
         return entry
 
-    def _take_over(self, part: Part, facts: Facts) -> tuple[Entry, Intake]:
+    def _take_over(self, part: Part, facts: Facts) -> Intake:
         """Make an entry of a whole part, and the work of making it durable."""
         self._bridge.check()
         if facts.data_offset != part.data_offset:
@@ -249,8 +261,9 @@ class Spool:
             raise SpoolError(f"object {part.id} is in custody already")
         part.stamp(time.time_ns())
         entry = self._make_entry(part.id, part.sha256, part.size, facts)
-        fd = self._parts.take(part)
-        return entry, Intake(entry, fd, self._directory.object_name(part.id, entry.sha256), None)
+        taken = self._parts.take(part)
+        file, data = (taken, None) if isinstance(taken, PartFile) else (None, taken)
+        return Intake(entry, self._directory.object_name(part.id, entry.sha256), file, data)
 
     def _make_entry(self, id: str, sha256: str, size: int, facts: Facts) -> Entry:
         self._seq += 1
@@ -268,20 +281,21 @@ class Spool:
             SpoolError: The data set's hash is not `sha256` (the part is still there: quarantine or abandon
                 it), or the disk failed.
         """
-        part.fileno()
+        part.file()
         if sha256 is not None and part.sha256 != sha256:
             raise SpoolError(f"object {part.id}: the data set is not the one its hash tells of")
-        entry, intake = self._take_over(part, facts)
-        self._seal(intake, part.file)
-        return entry
+        intake = self._take_over(part, facts)
+        self._seal(intake)
+        return intake.entry
 
-    def _seal(self, intake: Intake, file: PartFile) -> None:
+    def _seal(self, intake: Intake) -> None:
         """Move a whole file into ``objects/`` and let the rest follow."""
         entry = intake.entry
+        assert intake.file is not None
         try:
-            os.rename(file.name, intake.name, src_dir_fd=file.folder, dst_dir_fd=self._directory.objects)
+            intake.rename(self._directory)
         except OSError as error:
-            os.close(intake.fd)
+            os.close(intake.file.fd)
             self.lost(entry)
             raise spool_error(error, f"sealing object {entry.id}") from error
         self._bridge.sync(intake)
@@ -290,8 +304,8 @@ class Spool:
     def let_in(self, id: str, name: str, folder: int, fd: int, judged: Judged) -> None:
         """For `Releases`: seal a file that is no part."""
         entry = self._make_entry(id, judged.sha256, judged.size, judged.facts)
-        intake = Intake(entry, fd, self._directory.object_name(id, judged.sha256), None)
-        self._seal(intake, PartFile(name, folder))
+        file = PartFile(name, folder, fd)
+        self._seal(Intake(entry, self._directory.object_name(id, judged.sha256), file))
 
     async def durable(self, entry: Entry) -> None:
         """Wait until a sealed object would survive a power failure.
@@ -315,11 +329,10 @@ class Spool:
             raise ValueError(f"{reason!r} is not 1 to 32 of a-z, 0-9 and inner hyphens")
         self._bridge.check()
         size = part.data_offset + part.size
-        part.fileno()
+        file = part.file()
         self._ledger.check_quarantine(size)
         name = self._directory.quarantine_name(part.id, reason)
         try:
-            file = part.file
             os.rename(file.name, name, src_dir_fd=file.folder, dst_dir_fd=self._directory.quarantine)
         except OSError as error:
             raise spool_error(error, f"putting object {part.id} into quarantine") from error
@@ -376,6 +389,11 @@ class Spool:
         Raises:
             SpoolError: The object is not in custody any more.
         """
+        if (data := self._fresh.get(entry.seq)) is not None:
+            fd = os.memfd_create("object", os.MFD_CLOEXEC)
+            os.write(fd, data)
+            os.lseek(fd, entry.data_offset, os.SEEK_SET)
+            return fd
         try:
             name = self._directory.object_name(entry.id, entry.sha256)
             fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory.objects)
@@ -383,6 +401,11 @@ class Spool:
             raise spool_error(error, f"reading object {entry.id}") from error
         os.lseek(fd, entry.data_offset, os.SEEK_SET)
         return fd
+
+    def fresh(self, entry: Entry) -> memoryview | None:
+        """The data set, where it is in memory still: an object that has just come. Else see `open_data`."""
+        data = self._fresh.get(entry.seq)
+        return None if data is None else memoryview(data)[entry.data_offset :].toreadonly()
 
     def done(self, entry: Entry, destination: str, status: Status = 0) -> None:
         """Record a delivery; written with the next group, some milliseconds later."""
@@ -474,8 +497,13 @@ class Spool:
         for feed in self._feeds.values():
             feed.offer(entry)
 
+    def settled(self, entry: Entry) -> None:
+        """An object's file is durable."""
+        self._fresh.pop(entry.seq, None)
+
     def lost(self, entry: Entry) -> None:
         """An object did not come into custody."""
+        self._fresh.pop(entry.seq, None)
         self._room.pending_objects -= 1
         self._room.pending_bytes -= entry.size + entry.data_offset
 

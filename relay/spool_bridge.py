@@ -27,6 +27,9 @@ class Keeper(Protocol):
     def committed(self, entry: Entry) -> None:
         """A committed object is durable."""
 
+    def settled(self, entry: Entry) -> None:
+        """An object's file is where it belongs, durable."""
+
     def lost(self, entry: Entry) -> None:
         """A commit failed; the object is not in custody."""
 
@@ -168,6 +171,7 @@ class Bridge:
         """A file that was handed on before; without it nothing may go on."""
         if intake.error is None:
             self._unsynced.discard(intake.entry.seq)
+            self._keeper.settled(intake.entry)
         else:
             self.fail(intake.error)
 
@@ -175,6 +179,8 @@ class Bridge:
         entry = intake.entry
         future = self._commits.pop(entry.seq)
         if intake.error is None:
+            if intake.data is None:
+                self._keeper.settled(entry)
             self._keeper.committed(entry)
             resolve(future, None)
         else:

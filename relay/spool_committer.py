@@ -14,7 +14,6 @@ Never here: what the loop knows; the two sides meet only in the inbox, in the sp
 from __future__ import annotations
 
 import logging
-import os
 import sqlite3
 import threading
 import time
@@ -36,17 +35,17 @@ MAX_GROUP = 128
 """Objects committed in one pass."""
 
 MAX_SEAL_DELAY_SECONDS = 0.1
-"""How long a file that nobody waits for waits for others to be synced with it. Until then a power failure
-takes it; the journal has it then, or side A sends it again."""
+"""How long a file that nobody waits for waits for others to be synced with it. The journal has it meanwhile,
+or side A sends it again."""
 
 MAX_DEFERRED = 256
 """Files that wait to be synced, or…"""
 
-MAX_DEFERRED_BYTES = 32 << 20
-"""…their bytes, at which the wait is over."""
+MAX_DEFERRED_BYTES = 8 << 20
+"""…their bytes, many of which are in memory: here the wait is over."""
 
 MAX_OPEN = 1024
-"""Files that are not synced yet, each with a descriptor. Beyond, a commit syncs its own."""
+"""Objects whose files are not synced yet. Beyond, a commit waits for its own file."""
 
 MAX_ROW_DELAY_SECONDS = 0.05
 """How long a row waits for others. After a kill what is younger is found by recovery or delivered twice."""
@@ -128,7 +127,7 @@ News = Committed | Synced | Recorded | Changed | Ended
 
 def _due(item: Intake | Row | Job) -> float:
     """When the committer has to look at `item`. Somebody waits for a commit and for a job, nobody else."""
-    if type(item) is Job or (type(item) is Intake and item.part is not None):
+    if type(item) is Job or (type(item) is Intake and item.committing):
         return 0.0
     return time.monotonic() + min(MAX_SEAL_DELAY_SECONDS, MAX_ROW_DELAY_SECONDS)
 
@@ -207,7 +206,7 @@ class Committer:
             if self._limits.journal_bytes:
                 self._journal = Journal(self._directory, self._limits.journal_bytes)
                 undo.callback(self._journal.close)
-            syncer = Syncer(self._directory, lambda group: self._inbox.put(Synced(group), 0.0))
+            syncer = Syncer(self._directory, self._spares, lambda group: self._inbox.put(Synced(group), 0.0))
             undo.callback(syncer.close)
             while not self._stopping or self._commits or self._unsynced or self._rows or self._jobs:
                 self._turn(index, syncer)
@@ -239,10 +238,10 @@ class Committer:
         """Take everything that is there, at most `MAX_GROUP` commits."""
         while len(self._commits) < MAX_GROUP and (item := self._inbox.take()) is not None:
             match item:
-                case Intake(part=None):
-                    self._defer(item)
-                case Intake():
+                case Intake(committing=True):
                     self._commits.append(item)
+                case Intake():
+                    self._defer(item)
                 case Synced():
                     syncer.busy = False
                     self._synced(item)
@@ -286,20 +285,13 @@ class Committer:
         commits, self._commits = self._commits, []
         journaled = self._keep(commits)
         for intake in journaled:
-            try:
-                intake.rename(self._directory)
-            except OSError as error:
-                intake.give_up(error, self._directory)
-                os.close(intake.fd)
-                self._release(intake.entry.seq)
-                continue
-            # A file that was handed on, from here on: what becomes of it now is no answer to the commit.
-            self._defer(Intake(intake.entry, intake.fd, intake.name, None))
+            # What becomes of its file is no answer to the commit any more.
+            self._defer(Intake(intake.entry, intake.name, None, intake.data))
         if journaled:
             self._news(Committed(journaled))
         others = [intake for intake in commits if intake not in journaled] if journaled else commits
         if others:
-            make_durable(others, self._directory)
+            make_durable(others, self._directory, self._spares)
             self._news(Committed(others))
             self._add_synced(others)
 
@@ -309,10 +301,12 @@ class Committer:
         if journal is None or len(self._unsynced) + len(commits) > MAX_OPEN:
             return []
         try:
-            kept = [intake for intake in commits if journal.append(intake.entry, intake.fd)]
+            kept = [
+                each for each in commits if each.data is not None and journal.append(each.entry, each.data)
+            ]
             if kept:
                 journal.sync()
-        except (OSError, SpoolError) as error:
+        except OSError as error:
             log.error("the spool's journal failed, every object is synced by itself: %s", error)
             self._journal = None
             return []

@@ -19,6 +19,9 @@ from relay.errors import SpoolError, SpoolFull
 DIRECTORY_MODE = 0o700
 FILE_MODE = 0o600
 
+MAX_GATHER = 1024
+"""Buffers that one pwritev takes: Linux's IOV_MAX."""
+
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """What the kernel says when a file can grow no more: disk, quota, RLIMIT_FSIZE."""
 
@@ -139,3 +142,17 @@ def discard(name: str, at: int) -> None:
         os.unlink(name, dir_fd=at)
     except FileNotFoundError:
         pass
+
+
+def write_all(fd: int, views: list[memoryview], offset: int) -> None:
+    """Write `views` at `offset` however little the kernel takes at once."""
+    first = 0
+    while first < len(views):
+        written = os.pwritev(fd, views[first : first + MAX_GATHER], offset)
+        offset += written
+        while first < len(views) and written >= len(views[first]):
+            written -= len(views[first])
+            first += 1
+        if written:
+            views = [views[first][written:], *views[first + 1 :]]
+            first = 0

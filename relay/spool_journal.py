@@ -1,13 +1,13 @@
 """The journal: custody of small objects within one write, until their own files are on the disk.
 
-    commit ──copy──▶ journal │ record │ record │ free … │   fdatasync, then the sender hears "success"
-                                  │
-           file renamed, not synced ──▶ synced with many others, a moment later ──▶ the record's place is free
+    commit ──▶ journal │ record │ record │ free … │   fdatasync, then the sender hears "success"
+                            │
+       in memory too ──▶ a file, made with many others a moment later ──▶ the record's place is free
 
 To make one file durable the file system writes its data, its inode and its directory through a journal of its
 own, which takes three times as long as writing the same bytes over a place that is there already, and waits
-for everybody else's files. So what was just committed is in two places for a moment: here, durable, and in
-its file, which is not durable yet. After a power failure the file is made again from here.
+for everybody else's files. So what was just committed is here, durable, and in memory, for the link to take;
+its file follows. After a crash the file is made from here.
 
     ┌ "MFJ1" │ crc32 u32 │ seq u64 │ id 16 │ sha256 32 │ data offset u32 │ size u64 ┐ file ┐ 0 … to 4096
     └──────────── crc32 is of what follows it up to the data set ───────────────────┘
@@ -28,8 +28,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from struct import Struct
 
-from relay.errors import SpoolError
-from relay.spool_files import FILE_MODE, Directory
+from relay.spool_files import FILE_MODE, Directory, write_all
 from relay.spool_types import MAX_HEADER_BYTES, Entry
 
 NAME = "journal"
@@ -45,8 +44,8 @@ BLOCK = 4096
 GROW_BYTES = 8 << 20
 """Disk taken at a time while the ring is filled for the first time."""
 
-MAX_RECORD_FILE_BYTES = 256 << 10
-"""A longer file is synced itself: there the disk's own speed counts, and it would be written twice."""
+MAX_RECORD_FILE_BYTES = 1 << 20
+"""A longer file is written as it comes: there the disk's own speed counts, and memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +86,6 @@ class Journal:
         self._live: deque[_Place] = deque()
         self._places: dict[int, _Place] = {}
         self._last = 0
-        self._buffer = memoryview(bytearray(HEADER_BYTES + MAX_RECORD_FILE_BYTES + BLOCK))
 
     def __repr__(self) -> str:
         return f"<Journal {len(self._live)} records head={self._head}/{self._max_bytes}>"
@@ -97,14 +95,13 @@ class Journal:
         """No record of a seq up to this is needed."""
         return self._live[0].seq - 1 if self._live else self._last
 
-    def append(self, entry: Entry, fd: int) -> bool:
-        """Copy the whole file `fd` of `entry`; durable after `sync`. False if there is no place for it.
+    def append(self, entry: Entry, data: bytearray) -> bool:
+        """Write the whole file `data` of `entry`; durable after `sync`. False if there is no place for it.
 
         Raises:
             OSError: The disk failed.
-            SpoolError: The file is not as long as it should be.
         """
-        length = entry.data_offset + entry.size
+        length = len(data)
         if length > MAX_RECORD_FILE_BYTES:
             return False
         whole = -(-(HEADER_BYTES + length) // BLOCK) * BLOCK
@@ -112,14 +109,12 @@ class Journal:
         if start is None:
             return False
         self._allocate(start + whole)
-        if os.preadv(fd, [self._buffer[HEADER_BYTES : HEADER_BYTES + length]], 0) != length:
-            raise SpoolError(f"the file of object {entry.id} is shorter than it was")
         fields = _FIELDS.pack(
             entry.seq, bytes.fromhex(entry.id), bytes.fromhex(entry.sha256), entry.data_offset, entry.size
         )
-        head = self._buffer[HEADER_BYTES : HEADER_BYTES + entry.data_offset]
-        self._buffer[:HEADER_BYTES] = _HEAD.pack(MAGIC, zlib.crc32(head, zlib.crc32(fields))) + fields
-        _write(self._fd, self._buffer[: HEADER_BYTES + length], start)
+        with memoryview(data) as view, view[: entry.data_offset] as head:
+            checksum = zlib.crc32(head, zlib.crc32(fields))
+            write_all(self._fd, [memoryview(_HEAD.pack(MAGIC, checksum) + fields), view], start)
         place = self._places[entry.seq] = _Place(entry.seq, start, start + whole)
         self._live.append(place)
         self._head = place.end
@@ -203,17 +198,9 @@ class Journal:
         Raises:
             OSError: The disk failed.
         """
-        length = record.data_offset + record.size
-        os.preadv(self._fd, [self._buffer[:length]], record.at)
-        _write(fd, self._buffer[:length], 0)
+        whole = os.pread(self._fd, record.data_offset + record.size, record.at)
+        write_all(fd, [memoryview(whole)], 0)
 
     def close(self) -> None:
         """Close the file."""
         os.close(self._fd)
-
-
-def _write(fd: int, data: memoryview, offset: int) -> None:
-    while data:
-        written = os.pwrite(fd, data, offset)
-        offset += written
-        data = data[written:]

@@ -1,7 +1,9 @@
 """The parts of a spool: which objects are being written, and which of an earlier process may go on.
 
-    spares/<n> ──▶ part ┬▶ stays there until it is whole        (an object that nobody would resume)
-                        └▶ parts/<id>, where a later process finds it
+    memory ──▶ part, while it is short            (a spool with a journal)
+                 │
+    spares/<n> ──┴▶ part ┬▶ stays there until it is whole        (an object that nobody would resume)
+                         └▶ parts/<id>, where a later process finds it
 
 Never here: what becomes of a part that is whole.
 """
@@ -23,7 +25,14 @@ class Parts:
     """All open parts by id. Their count is bounded by the room of the spool."""
 
     def __init__(
-        self, directory: Directory, room: Room, spares: Spares, describe: Describe, *, resumable: bool
+        self,
+        directory: Directory,
+        room: Room,
+        spares: Spares,
+        describe: Describe,
+        *,
+        resumable: bool,
+        in_memory: bool,
     ) -> None:
         self.resumable: dict[str, int] = {}
         """Parts of an earlier process: bytes of data set there, by id."""
@@ -33,6 +42,7 @@ class Parts:
         self._describe = describe
         self._kept = resumable
         """Whether parts are to be found again by a later process."""
+        self._in_memory = in_memory
         self._open: dict[str, Part] = {}
 
     def __contains__(self, id: str) -> bool:
@@ -48,7 +58,13 @@ class Parts:
         if not is_part_name(id):
             raise ValueError("an object's id is 32 lower hex digits")
         kept = self._kept and not at_once
-        part = self._start(id, given, lambda: self._new_file(id, kept), len(header), size)
+        memory = bytearray(header) if self._in_memory else None
+        part = self._start(id, given, lambda: self._new_file(id, kept), memory, len(header), size)
+        if memory is None:
+            self._write_header(part, header)
+        return part
+
+    def _write_header(self, part: Part, header: bytes) -> None:
         try:
             written = os.pwrite(part.fileno(), header, 0)
         except OSError as error:
@@ -57,24 +73,22 @@ class Parts:
         if written != len(header):
             part.abandon()
             raise SpoolError(f"writing object {part.id}: the disk took only half of a header")
-        return part
 
-    def _new_file(self, id: str, kept: bool) -> tuple[PartFile, int]:
-        """An empty file for an object, and its descriptor. It has the object's name if it is to be found."""
-        named = PartFile(id, self._directory.parts)
+    def _new_file(self, id: str, kept: bool) -> PartFile:
+        """An empty file for an object. It has the object's name if it is to be found."""
+        named = self._directory.parts
         leftover = self.resumable.pop(id, None) is not None
         spare = None if leftover else self._spares.take()
         if spare is None:
-            return named, self._open_file(id, os.O_CREAT | os.O_TRUNC)
-        unnamed = PartFile(spare.name, self._directory.spares)
+            return PartFile(id, named, self._open_file(id, os.O_CREAT | os.O_TRUNC))
         if not kept:
-            return unnamed, spare.fd
+            return PartFile(spare.name, self._directory.spares, spare.fd)
         try:
-            os.rename(unnamed.name, id, src_dir_fd=unnamed.folder, dst_dir_fd=named.folder)
+            os.rename(spare.name, id, src_dir_fd=self._directory.spares, dst_dir_fd=named)
         except OSError:
             self._spares.give(spare)
             raise
-        return named, spare.fd
+        return PartFile(id, named, spare.fd)
 
     def _open_file(self, name: str, flags: int) -> int:
         return os.open(name, flags | os.O_RDWR | os.O_CLOEXEC, FILE_MODE, dir_fd=self._directory.parts)
@@ -88,7 +102,7 @@ class Parts:
             offset = self._describe(self._read_header(id)).data_offset
         except MedferryError as error:
             raise SpoolError(f"part {id} cannot be continued: {error}") from error
-        part = self._start(id, True, lambda: self._old_file(id), offset, size)
+        part = self._start(id, True, lambda: self._old_file(id), None, offset, size)
         try:
             part.rehash(size)
         except OSError as error:
@@ -96,16 +110,17 @@ class Parts:
             raise spool_error(error, f"reading part {id}") from error
         return part
 
-    def _old_file(self, id: str) -> tuple[PartFile, int]:
+    def _old_file(self, id: str) -> PartFile:
         fd = self._open_file(id, 0)
         del self.resumable[id]
-        return PartFile(id, self._directory.parts), fd
+        return PartFile(id, self._directory.parts, fd)
 
     def _start(
         self,
         id: str,
         given: bool,
-        open_file: Callable[[], tuple[PartFile, int]],
+        open_file: Callable[[], PartFile],
+        memory: bytearray | None,
         data_offset: int,
         declared: int,
     ) -> Part:
@@ -113,21 +128,21 @@ class Parts:
             raise SpoolError(f"object {id} is being written already")
         self._room.take(data_offset + declared)
         try:
-            file, fd = open_file()
+            part = Part(
+                id=id,
+                given_id=given,
+                open_file=open_file,
+                memory=memory,
+                data_offset=data_offset,
+                declared=declared,
+                room=self._room,
+                leave=self._abandon,
+            )
         except OSError as error:
             self._room.give(data_offset + declared)
             raise spool_error(error, f"opening object {id}") from error
         self._room.part_objects += 1
-        self._open[id] = part = Part(
-            id=id,
-            given_id=given,
-            file=file,
-            fd=fd,
-            data_offset=data_offset,
-            declared=declared,
-            room=self._room,
-            leave=self._abandon,
-        )
+        self._open[id] = part
         return part
 
     def _read_header(self, id: str) -> bytes:
@@ -140,16 +155,18 @@ class Parts:
         finally:
             os.close(fd)
 
-    def take(self, part: Part) -> int:
-        """The part is not a part any more; its descriptor is the caller's."""
-        fd = part.release()
+    def take(self, part: Part) -> PartFile | bytearray | None:
+        """The part is not a part any more; its file, or its bytes, are the caller's (`Part.release`)."""
+        taken = part.release()
         del self._open[part.id]
         self._room.part_objects -= 1
-        return fd
+        return taken
 
     def close(self, part: Part) -> None:
         """The part is not a part any more, or not in this process; its file stays."""
-        os.close(self.take(part))
+        taken = self.take(part)
+        if isinstance(taken, PartFile):
+            os.close(taken.fd)
 
     def close_all(self) -> None:
         """Close every part; the files stay."""
@@ -157,12 +174,14 @@ class Parts:
             self.close(part)
 
     def _abandon(self, part: Part) -> None:
-        fd = self.take(part)
-        if part.file.folder != self._directory.spares:
-            os.close(fd)
-            discard(part.file.name, part.file.folder)
+        file = self.take(part)
+        if not isinstance(file, PartFile):
+            return
+        if file.folder != self._directory.spares:
+            os.close(file.fd)
+            discard(file.name, file.folder)
             return
         try:
-            self._spares.give(Spare(part.file.name, fd))
+            self._spares.give(Spare(file.name, file.fd))
         except OSError as error:
             raise spool_error(error, f"giving up object {part.id}") from error

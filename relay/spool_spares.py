@@ -38,11 +38,11 @@ class Spare:
 
 
 class Spares:
-    """The spares of one spool. `take` and `give` are the loop's, the rest is the committer's thread's."""
+    """The spares of one spool. Any thread may `take` and `give`; the rest is the committer's thread's."""
 
     def __init__(self, directory: Directory) -> None:
         self._directory = directory
-        # One end is the loop's, the other the thread's; a deque's own operations are atomic.
+        # A deque's own operations are atomic.
         self._ready: deque[Spare] = deque()
         self._number = 0
 
@@ -54,7 +54,10 @@ class Spares:
 
     def take(self) -> Spare | None:
         """An empty file, the taker's from here on; None when there is none just now."""
-        return self._ready.popleft() if self._ready else None
+        try:
+            return self._ready.popleft()
+        except IndexError:
+            return None
 
     def give(self, spare: Spare) -> None:
         """Take back a file whose object was given up, whatever is in it.

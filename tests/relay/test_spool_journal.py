@@ -6,7 +6,7 @@ import asyncio
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -63,12 +63,7 @@ def journal(path: str, max_bytes: int = 1 << 20) -> Iterator[Journal]:
 def kept(journal: Journal, seq: int, data: bytes) -> tuple[Entry, bool]:
     """Append an object of `data`; its entry, and whether there was a place for it."""
     entry = make_entry(seq, f"{seq:032x}", sha256(data), len(data), facts(), 0.0)
-    fd = os.memfd_create("object")
-    try:
-        os.write(fd, header() + data)
-        return entry, journal.append(entry, fd)
-    finally:
-        os.close(fd)
+    return entry, journal.append(entry, bytearray(header() + data))
 
 
 def found(path: str, floor: int = 0) -> dict[int, bytes]:
@@ -168,16 +163,16 @@ def test_whatever_is_still_needed_is_found(steps: list[tuple[int, bool]], dice: 
 # ---- a spool with a journal --------------------------------------------------------------------------------
 
 
-def after_power_failure(directory: str, copy: str, *, lost: str) -> None:
+def after_power_failure(directory: str, copy: str, entries: Sequence[Entry], *, lost: str) -> None:
     """Copy the spool as it is, without what was never synced: `lost` says how its files come back."""
     shutil.copytree(directory, copy)
-    for path in Path(copy, "objects").iterdir():
-        if lost == "missing":
-            path.unlink()
-        elif lost == "empty":
-            os.truncate(path, 0)
-        else:
-            os.truncate(path, path.stat().st_size - 1)
+    for entry in entries:
+        path = Path(copy, "objects", f"{entry.id}.{entry.sha256}.dcm")
+        assert not path.exists(), "the test means files that are not there yet"
+        if lost == "empty":
+            path.write_bytes(b"")
+        elif lost == "short":
+            path.write_bytes(header() + b"dat")
 
 
 @pytest.mark.parametrize("lost", ["missing", "empty", "short"])
@@ -189,7 +184,7 @@ async def test_a_power_failure_takes_nothing_that_was_committed(
     async with opened(directory, JOURNALED) as spool:
         await written(spool)
         entries = [await stored(spool, b"object %d" % number * 500) for number in range(5)]
-        after_power_failure(directory, copy, lost=lost)
+        after_power_failure(directory, copy, entries, lost=lost)
     async with opened(copy, JOURNALED) as spool:
         assert spool.recovered == Recovered(adopted=5, restored=5)
         assert spool.stats().waiting == {"pacs": 5}
@@ -201,11 +196,14 @@ async def test_a_power_failure_takes_nothing_that_was_committed(
 
 async def test_a_whole_file_is_not_made_again(directory: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spool_committer, "MAX_SEAL_DELAY_SECONDS", 3600.0)
+    copy = directory + "-copy"
     async with opened(directory, JOURNALED) as spool:
         await written(spool)
-        await stored(spool)
-        shutil.copytree(directory, directory + "-copy")
-    async with opened(directory + "-copy", JOURNALED) as spool:
+        entry = await stored(spool)
+        shutil.copytree(directory, copy)
+        with open(os.path.join(copy, "objects", f"{entry.id}.{entry.sha256}.dcm"), "wb") as file:
+            file.write(header() + b"data")
+    async with opened(copy, JOURNALED) as spool:
         assert spool.recovered == Recovered(adopted=1)
 
 
@@ -231,10 +229,10 @@ async def test_seqs_of_the_journal_are_not_given_again(
     copy = directory + "-copy"
     async with opened(directory, JOURNALED) as spool:
         await written(spool)
-        last = [await stored(spool, b"%d" % number) for number in range(3)][-1]
-        after_power_failure(directory, copy, lost="missing")
+        entries = [await stored(spool, b"%d" % number) for number in range(3)]
+        after_power_failure(directory, copy, entries, lost="missing")
     async with opened(copy, JOURNALED) as spool:
-        assert (await stored(spool, b"next")).seq > last.seq + 3
+        assert (await stored(spool, b"next")).seq > entries[-1].seq + 3
 
 
 async def test_a_journal_that_fails_is_left_and_nothing_is_lost(
@@ -270,7 +268,7 @@ async def test_a_journaled_file_that_cannot_be_synced_ends_the_spool(
         assert spool.stats().waiting == {"pacs": 1}
 
 
-async def test_a_commit_whose_rename_fails_leaves_nothing(
+async def test_a_commit_without_journal_and_without_disk_leaves_nothing(
     directory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: object, **__: object) -> None:
@@ -278,12 +276,65 @@ async def test_a_commit_whose_rename_fails_leaves_nothing(
 
     async with opened(directory, JOURNALED) as spool:
         part = begun(spool)
+        monkeypatch.setattr(os, "fdatasync", fails)
         monkeypatch.setattr(os, "rename", fails)
         with pytest.raises(SpoolError):
             await spool.commit(part, facts())
         monkeypatch.undo()
         assert names(directory, "objects") == []
+        assert spool.stats().undelivered_objects == 0
         assert (await stored(spool, b"next")).size == 4
+
+
+async def test_what_has_just_come_is_read_from_memory_and_later_from_its_file(
+    directory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool_committer, "MAX_SEAL_DELAY_SECONDS", 3600.0)
+    async with opened(directory, JOURNALED) as spool:
+        await written(spool)
+        entry = await stored(spool, b"just come")
+        assert names(directory, "objects") == []
+        assert bytes(spool.fresh(entry) or b"") == data_of(spool, entry) == b"just come"
+        await written(spool)
+        assert names(directory, "objects") == [f"{entry.id}.{entry.sha256}.dcm"]
+        assert spool.fresh(entry) is None
+        assert data_of(spool, entry) == b"just come"
+
+
+@pytest.mark.parametrize("size", [MAX_RECORD_FILE_BYTES - FILE_HEADER_BYTES, MAX_RECORD_FILE_BYTES])
+@pytest.mark.parametrize("ending", ["commit", "quarantine", "abandon"])
+async def test_a_part_outgrows_memory_and_nothing_else_changes(
+    directory: str, size: int, ending: str
+) -> None:
+    data = os.urandom(size)
+    async with opened(directory, JOURNALED) as spool:
+        part = spool.begin(header())
+        for start in range(0, size, 100_000):
+            part.write([data[start : start + 100_000]])
+        with part.view() as view:
+            assert view == data
+        if ending == "commit":
+            entry = await spool.commit(part, facts())
+            assert data_of(spool, entry) == data
+        elif ending == "quarantine":
+            spool.quarantine(part, "bad")
+            (name,) = names(directory, "quarantine")
+            assert Path(directory, "quarantine", name).read_bytes() == header() + data
+        else:
+            part.abandon()
+        assert spool.stats().part_objects == spool.stats().part_bytes == 0
+
+
+async def test_memory_is_bounded_by_the_journal(directory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When nothing can be synced, objects beyond the journal's room wait for their own files."""
+    monkeypatch.setattr(spool_committer, "MAX_SEAL_DELAY_SECONDS", 3600.0)
+    monkeypatch.setattr(spool_committer, "MAX_DEFERRED_BYTES", 1 << 40)
+    async with opened(directory, JOURNALED) as spool:
+        await written(spool)
+        entries = [await stored(spool, bytes(200_000)) for _ in range(12)]
+        fresh = [entry for entry in entries if spool.fresh(entry) is not None]
+        assert sum(entry.size for entry in fresh) <= JOURNALED.journal_bytes
+        assert len(fresh) < len(entries) == spool.stats().undelivered_objects
 
 
 async def test_many_at_once_share_one_sync(directory: str, monkeypatch: pytest.MonkeyPatch) -> None:

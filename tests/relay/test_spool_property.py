@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from relay.spool import Entry, Spool
-from tests.relay.spool_kit import begun, data_of, facts, names, opened, scratch, written
+from tests.relay.spool_kit import LIMITS, begun, data_of, facts, names, opened, scratch, written
 
 STEPS = st.lists(
     st.one_of(
@@ -49,11 +50,11 @@ class Model:
         self.held = {}
 
 
-async def live(directory: str, steps: list[tuple[str, bytes | None]]) -> None:
+async def live(directory: str, steps: list[tuple[str, bytes | None]], journal_bytes: int) -> None:
     model = Model()
     remaining = list(steps)
     while True:
-        async with opened(directory) as spool:
+        async with opened(directory, replace(LIMITS, journal_bytes=journal_bytes)) as spool:
             action = await until_reopened(spool, model, remaining)
         model.release_held()
         if action is None:
@@ -122,10 +123,10 @@ async def check(spool: Spool, model: Model) -> None:
 
 def lives(examples: int) -> None:
     @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(STEPS)
-    def one(steps: list[tuple[str, bytes | None]]) -> None:
+    @given(STEPS, st.sampled_from([0, 8 * 4096]))
+    def one(steps: list[tuple[str, bytes | None]], journal_bytes: int) -> None:
         with scratch() as directory:
-            asyncio.run(live(directory, steps))
+            asyncio.run(live(directory, steps, journal_bytes))
             assert names(directory, "parts") == []
 
     one()
