@@ -37,9 +37,6 @@ spare."""
 MANIFEST_SECONDS = 10.0
 """Between two manifests."""
 
-PARTS_PER_TURN = 8
-"""Parts sent before others of the process get their turn: 1 MiB."""
-
 log = logging.getLogger(__name__)
 
 
@@ -89,8 +86,9 @@ class Forwarder:
         fd = self._spool.open_data(entry) if fresh is None else -1
         try:
             offset = 0
-            turn = 0
             while offset < entry.size:
+                # Senders who wait for an answer go first, before each part.
+                await asyncio.sleep(0)
                 if fresh is None:
                     data = self._read(fd, entry, offset)
                 else:
@@ -103,9 +101,6 @@ class Forwarder:
                     records.append(end)
                 # Together, so that a small object is one fragment.
                 await self._outlet.send(*records)
-                turn += 1
-                if turn % PARTS_PER_TURN == 0:
-                    await asyncio.sleep(0)
         finally:
             if fd >= 0:
                 os.close(fd)

@@ -181,8 +181,9 @@ class Bridge:
         if intake.error is None:
             if intake.data is None:
                 self._keeper.settled(entry)
-            self._keeper.committed(entry)
+            # First whoever waits for the answer, then whoever goes on with the object.
             resolve(future, None)
+            self._keeper.committed(entry)
         else:
             self._keeper.lost(entry)
             if not future.done():
