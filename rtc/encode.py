@@ -1,6 +1,7 @@
 """Encoders of side B: pictures to H.264 or VP8, sound to Opus, through FFmpeg's libraries (PyAV).
 
-    VideoFrame ─copy─▶ Canvas ─encode─▶ Coded(payloads, keyframe)        48 kHz PCM ─▶ OpusEncoder ─▶ packets
+    VideoFrame ─copy─▶ Canvas ─┬─encode─▶ Coded(payloads, keyframe)      48 kHz PCM ─▶ OpusEncoder ─▶ packets
+    Arrival.pixels ─▶ Wrapped ─┘
 
 Everything is set for delay: no look-ahead, no B-frames, one picture in, one picture out. An object here
 belongs to one thread at a time; the codecs release the interpreter lock while they work.
@@ -151,6 +152,19 @@ class Canvas:
         luma[frame.height :] = luma[frame.height - 1 : frame.height]
 
 
+class Wrapped:
+    """A picture that is encoded from where it lies: planes in a row, of even width and height."""
+
+    def __init__(self, pixels: memoryview, width: int, height: int) -> None:
+        self.width, self.height = width, height
+        rows = np.frombuffer(pixels, np.uint8).reshape(height * 3 // 2, width)
+        self.frame = av.VideoFrame.from_numpy_buffer(rows, "yuv420p")
+
+
+Picture = Canvas | Wrapped
+"""What an encoder takes."""
+
+
 def slices(codec: str, width: int, height: int) -> int:
     """How many threads encode one picture: never more than there are processors."""
     if codec != "h264":
@@ -214,7 +228,7 @@ class VideoEncoder:
             self.bitrate = bitrate
             self._context = self._open(bitrate)
 
-    def encode(self, canvas: Canvas, timeline_ns: int, *, keyframe: bool) -> Coded:
+    def encode(self, canvas: Picture, timeline_ns: int, *, keyframe: bool) -> Coded:
         """Encode what is on `canvas`.
 
         Args:
