@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from relay import wire
 from relay.errors import WireError
 from relay.link import SILENCE_SECONDS, Deliver
-from relay.records import Buffer, Record
+from relay.records import Record
 from relay.valve import waiting
 
 log = logging.getLogger(__name__)
@@ -108,9 +108,9 @@ class ValveOutlet:
         self._socket = sock
         self._encoder = encoder
         self._turn = asyncio.Lock()
-        self._memory = bytearray(wire.MAX_FRAGMENT)
+        self._memory = memoryview(bytearray(wire.MAX_FRAGMENT))
         """Of the one fragment that is being sent."""
-        self._unsent: Buffer | None = None
+        self._unsent: memoryview | None = None
         self.fragments = 0
         self.bytes = 0
         self.waits = 0
@@ -129,10 +129,10 @@ class ValveOutlet:
             if self._unsent is not None:
                 # A cancelled send left a numbered fragment behind; skipping it would look like a loss to B.
                 await self._send_fragment(self._unsent)
-            for fragment in self._encoder.encode(records, time.monotonic_ns, self._memory):
+            for fragment in self._encoder.encode_into(self._memory, records, time.monotonic_ns):
                 await self._send_fragment(fragment)
 
-    async def _send_fragment(self, fragment: Buffer) -> None:
+    async def _send_fragment(self, fragment: memoryview) -> None:
         self._unsent = fragment
         while True:
             try:

@@ -300,21 +300,29 @@ class Encoder:
         self._epoch = epoch
         self._gmac = epoch_key(key, epoch)
         self._seq = 0
-        self._own: bytearray | None = None
+        self._memory = memoryview(b"")
 
     def __repr__(self) -> str:
         return f"<Encoder lane={self._lane} epoch={self._epoch} seq={self._seq}>"
 
-    def encode(
-        self, records: tuple[Record, ...], now_ns: Callable[[], int], memory: bytearray | None = None
-    ) -> Iterator[Buffer]:
+    def encode(self, records: tuple[Record, ...], now_ns: Callable[[], int]) -> Iterator[bytearray]:
         """Fragments that carry `records` in order; small neighbours share a fragment.
 
         `now_ns` stamps each fragment as it is made. Fragments must be sent in the order they are made, all of
-        them, and before the next call. With `memory`, of `MAX_FRAGMENT` bytes, each is made there, in the
-        place of the one before it.
+        them, and before the next call.
         """
-        self._own = memory
+        for fragment in self.encode_into(memoryview(bytearray(MAX_FRAGMENT)), records, now_ns):
+            yield bytearray(fragment)
+
+    def encode_into(
+        self, memory: memoryview, records: tuple[Record, ...], now_ns: Callable[[], int]
+    ) -> Iterator[memoryview]:
+        """`encode`, with each fragment made in `memory`, in the place of the one before it.
+
+        `memory` has `MAX_FRAGMENT` bytes. The same pages again and again are warm; fresh ones for each
+        fragment cost more than what is written to them.
+        """
+        self._memory = memory
         batch: list[Buffer] = []
         batched = 0
         for record in records:
@@ -335,7 +343,7 @@ class Encoder:
 
     def _split(
         self, prefix: bytes, body: tuple[Buffer, ...], size: int, now_ns: Callable[[], int]
-    ) -> Iterator[Buffer]:
+    ) -> Iterator[memoryview]:
         left = total = _PREFIX.size + size
         pieces: list[Buffer] = []
         gathered = 0
@@ -352,18 +360,17 @@ class Encoder:
                     yield self._fragment(LAST if left == 0 else shape, total, pieces, gathered, now_ns())
                     pieces, gathered, shape = [], 0, MIDDLE
 
-    def _fragment(self, shape: int, total: int, parts: list[Buffer], size: int, now_ns: int) -> Buffer:
+    def _fragment(self, shape: int, total: int, parts: list[Buffer], size: int, now_ns: int) -> memoryview:
         seq = self._seq
         self._seq += 1
         head = HEADER.pack(MAGIC, VERSION, shape, self._lane, 0, self._epoch, total, seq, now_ns, size, 0)
-        memory = bytearray(HEADER.size + size + TAG_BYTES) if self._own is None else self._own
-        fragment = memoryview(memory)[: HEADER.size + size + TAG_BYTES]
+        fragment = self._memory[: HEADER.size + size + TAG_BYTES]
         at = 0
         for part in (head, *parts):
             fragment[at : at + len(part)] = part
             at += len(part)
         fragment[at:] = self._gmac.encrypt(_nonce(self._epoch, seq), b"", fragment[:at])
-        return fragment if self._own is not None else memory
+        return fragment
 
 
 class _Header(NamedTuple):

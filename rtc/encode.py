@@ -54,8 +54,8 @@ FAR_KEYFRAME = 1 << 20
 
 SLICE_PIXELS = 320_000
 """H.264 pictures are encoded in slices of at least so many pixels, a thread each: two at 720p. Smaller ones
-cost more in waking threads than they save. VP8 has one thread: libvpx's wait for each other by spinning, which
-on a machine with few free cores costs far more than it gains."""
+cost more in waking threads than they save. VP8 has one thread: libvpx's wait for each other by
+spinning, which on a machine with few free cores costs far more than it gains."""
 
 MAX_SLICES = 4
 """A slice cannot predict from the one above it; more of them cost bits."""

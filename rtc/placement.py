@@ -1,4 +1,4 @@
-"""Where an encoder's threads run: one slice of a picture on each processor, where there are no more than that.
+"""Where an encoder's threads run: a slice of each picture on each processor, where there are no more of them.
 
 x264 wakes the threads of all slices at once, from one processor. The fair scheduler gives the first an idle
 processor and, on a machine of two, has none for the second: as often as not that one is queued behind the
