@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from dicom import part10
 from dicom.faults import Refused
 from dicom.spooling import Examiner, describe
+from dicom.walk import Outline
 from relay.errors import SpoolError, SpoolFull
 from relay.link import Arrival
 from relay.metrics import Metrics
@@ -147,32 +148,48 @@ class Receipt:
             if waiting is not None:
                 await waiting
 
-    async def _accept(self, current: _Open, end: ObjectEnd) -> None:
+    def _accept(self, current: _Open, end: ObjectEnd) -> Awaitable[None] | None:
         part, start = current.part, current.start
         size = part.size if start is None else start.size
         if part.size != size or part.sha256 != end.sha256:
             self._refuse(part, "integrity", "its size or SHA-256 is not what side A announced")
-            return
+            return None
         facts = self._facts(part, start)
+        try:
+            outline = self._examiner.examined(part, facts.transfer_syntax)
+        except Refused as refusal:
+            self._refuse(part, refusal.reason, str(refusal))
+            return None
+        return self._examine_long(part, facts) if outline is None else self._judge(part, facts, outline)
+
+    async def _examine_long(self, part: Part, facts: Facts) -> None:
         try:
             outline = await self._examiner.examine(part, facts.transfer_syntax)
         except Refused as refusal:
             self._refuse(part, refusal.reason, str(refusal))
             return
+        waiting = self._judge(part, facts, outline)
+        if waiting is not None:
+            await waiting
+
+    def _judge(self, part: Part, facts: Facts, outline: Outline) -> Awaitable[None] | None:
+        """Take a sound object into custody, unless it is known; wait where too much is not synced."""
         if (outline.sop_class, outline.sop_instance) != (
             facts.sop_class,
             facts.sop_instance,
         ) or outline.edits:
             self._refuse(part, "mismatch", "the data set is not the object that side A announced")
-            return
-        if self._spool.known(facts.sop_instance, end.sha256):
+            return None
+        if self._spool.known(facts.sop_instance, part.sha256):
             self._spool.bury(part, facts.sop_instance)
             self._count_duplicate()
-            return
+            return None
         entry = self._spool.seal(part, facts)
         self.received += 1
         self._metrics.count("objects_received", "Objects that crossed the link")
-        await self._bound_unsynced(entry)
+        self._unsynced.append(entry)
+        self._unsynced_bytes += entry.size
+        return self._bound_unsynced() if self._over_bound() else None
 
     def _facts(self, part: Part, start: ObjectStart | None) -> Facts:
         if start is None:
@@ -188,11 +205,12 @@ class Receipt:
             parsed_ns=start.parsed_ns,
         )
 
-    async def _bound_unsynced(self, entry: Entry) -> None:
+    def _over_bound(self) -> bool:
+        return self._unsynced_bytes > MAX_UNSYNCED_BYTES or len(self._unsynced) > MAX_UNSYNCED_OBJECTS
+
+    async def _bound_unsynced(self) -> None:
         """Let at most `MAX_UNSYNCED_BYTES` be where a power failure takes them."""
-        self._unsynced.append(entry)
-        self._unsynced_bytes += entry.size
-        while self._unsynced_bytes > MAX_UNSYNCED_BYTES or len(self._unsynced) > MAX_UNSYNCED_OBJECTS:
+        while self._over_bound():
             oldest = self._unsynced.popleft()
             await self._spool.durable(oldest)
             self._unsynced_bytes -= oldest.size

@@ -115,15 +115,24 @@ class Examiner:
             raise
         return fresh
 
+    def examined(self, part: Part, transfer_syntax: str) -> Outline | None:
+        """The outline of a whole data set in `part` that is quickly examined; None for a long one.
+
+        Raises:
+            Refused: It may not pass; the reason and the status say why.
+        """
+        return self._examine(part, transfer_syntax) if part.size <= EXAMINE_INLINE_BYTES else None
+
     async def examine(self, part: Part, transfer_syntax: str) -> Outline:
         """The outline of a whole data set in `part`.
 
         Raises:
             Refused: It may not pass; the reason and the status say why.
         """
-        if part.size <= EXAMINE_INLINE_BYTES:
-            return self._examine(part, transfer_syntax)
-        return await asyncio.to_thread(self._examine, part, transfer_syntax)
+        outline = self.examined(part, transfer_syntax)
+        if outline is None:
+            outline = await asyncio.to_thread(self._examine, part, transfer_syntax)
+        return outline
 
 
 def figures(stats: SpoolStats) -> dict[str, object]:

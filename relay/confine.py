@@ -33,8 +33,8 @@ MS_NODEV = 0x4
 PR_SET_PDEATHSIG = 1
 PR_SET_NO_NEW_PRIVS = 38
 
-CAP_CHOWN, CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN = 0, 6, 7, 21
-"""capabilities(7). Root in a container often has the first three and not the last."""
+CAP_CHOWN, CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN, CAP_SYS_NICE = 0, 6, 7, 21, 23
+"""capabilities(7). Root in a container often has the first three and not the others."""
 
 NETNS_DIRECTORY = "/run/netns"
 """Where `ip netns` keeps its namespaces."""
@@ -56,6 +56,8 @@ class Confinement:
     paths: tuple[str, ...] = ()
     """Absolute directories that the process needs after it has changed its uid."""
     max_open_files: int = 4096
+    nice: int = 0
+    """Scheduling priority, better below 0: the one thing here that is given, not taken."""
     parent: int | None = None
     """Pid of the supervisor, without which the process must not go on; None: whoever started it."""
 
@@ -71,6 +73,7 @@ class Confinement:
             "own uid": self.uid is not None,
             "network namespace": str(netns),
             "no new privileges": True,
+            "goes first": self.nice < 0,
             "own view of files": bool(_closed_directories(self.uid, self.paths)),
         }
 
@@ -161,6 +164,8 @@ def apply(confinement: Confinement) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.umask(0o077)
+    if confinement.nice:
+        os.setpriority(os.PRIO_PROCESS, 0, confinement.nice)
     if confinement.uid is not None:
         os.setgroups([])
         os.setresgid(confinement.uid, confinement.uid, confinement.uid)
@@ -185,6 +190,11 @@ def needed_paths() -> tuple[str, ...]:
 def _capabilities() -> int:
     with open("/proc/self/status") as file:
         return next(int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
+
+
+def may_go_first() -> bool:
+    """Whether this process could give its workers a better priority than others (`Confinement.nice`)."""
+    return bool(_capabilities() >> CAP_SYS_NICE & 1)
 
 
 def possible() -> dict[str, bool]:

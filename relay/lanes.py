@@ -19,11 +19,13 @@ class LaneKind:
     settings: str
     source: str
     sink: str
+    live: bool = False
+    """Late is lost: its processes go before others (`Confinement.nice`)."""
 
 
 LANE_KINDS: dict[str, LaneKind] = {
     "dicom": LaneKind("dicom.settings:DicomLane", "dicom.source:run", "dicom.sink:run"),
-    "media": LaneKind("rtc.settings:MediaLane", "rtc.source:run", "rtc.sink:run"),
+    "media": LaneKind("rtc.settings:MediaLane", "rtc.source:run", "rtc.sink:run", live=True),
 }
 
 

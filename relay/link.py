@@ -31,6 +31,9 @@ class Arrival:
     left_ns: int
     held: bool = False
     """Whether the link keeps this record after it is done: it forgets it together with others that follow."""
+    pixels: memoryview | None = None
+    """All planes of a picture in a row, in memory that is the picture's own: it may be kept, without a copy.
+    None where the record's buffers are only valid until `deliver` is done."""
 
 
 class Outlet(Protocol):
@@ -59,7 +62,8 @@ class Inlet(Protocol):
 
         A fragment is taken off the link only after `deliver` is done with all its records, so a sink that
         dies in between sees them again after its restart. While `deliver` waits, the link fills and blocks.
-        Buffers inside a record are only valid until `deliver` is done; copy what must live longer.
+        Buffers inside a record are only valid until `deliver` is done: copy what must live longer, or keep
+        `Arrival.pixels`.
         """
 
     @property

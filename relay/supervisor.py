@@ -28,7 +28,7 @@ from typing import Any, Literal
 
 from relay import valve
 from relay.config import Config, LaneSettings, RelaySettings, SideSettings, read
-from relay.confine import EMPTY_NETNS, Confinement, needed_paths, possible, reachable
+from relay.confine import EMPTY_NETNS, Confinement, may_go_first, needed_paths, possible, reachable
 from relay.errors import ConfigError, MedferryError
 from relay.lanes import LANE_KINDS
 from relay.listeners import open_listener
@@ -50,6 +50,9 @@ SINK_SHARE = 0.4
 
 MAX_FILE_BYTES = 1 << 20
 """Bytes of a key or certificate file that a worker is given."""
+
+LIVE_NICE = -10
+"""Of the processes of lanes whose data is worthless when late: pictures and sound pass before studies."""
 
 ASK_SECONDS = 5.0
 MAX_STATE_BYTES = 16 << 20
@@ -148,7 +151,8 @@ class Lane:
         if self.relay.separate_users and measures["own uid"]:
             own = uid_of(self.relay.uid_base, self.slot, name)
             uid = own if measures["own view of files"] or reachable(own, paths) else None
-        return Confinement(uid=uid, netns=netns, paths=paths, parent=os.getpid())
+        nice = LIVE_NICE if LANE_KINDS[self.settings.kind].live and may_go_first() else 0
+        return Confinement(uid=uid, netns=netns, paths=paths, nice=nice, parent=os.getpid())
 
     def open(self) -> None:
         """Open the listening sockets and the directories of both sides.

@@ -12,11 +12,12 @@ import logging
 import select
 import socket
 import time
+from collections.abc import Awaitable
 from dataclasses import dataclass
 
 from relay import wire
 from relay.errors import WireError
-from relay.link import SILENCE_SECONDS, Deliver
+from relay.link import SILENCE_SECONDS, Arrival, Deliver
 from relay.records import Record
 from relay.valve import waiting
 
@@ -108,7 +109,9 @@ class ValveOutlet:
         self._socket = sock
         self._encoder = encoder
         self._turn = asyncio.Lock()
-        self._unsent: bytearray | None = None
+        self._memory = memoryview(bytearray(wire.MAX_FRAGMENT))
+        """Of the one fragment that is being sent."""
+        self._unsent: memoryview | None = None
         self.fragments = 0
         self.bytes = 0
         self.waits = 0
@@ -127,10 +130,10 @@ class ValveOutlet:
             if self._unsent is not None:
                 # A cancelled send left a numbered fragment behind; skipping it would look like a loss to B.
                 await self._send_fragment(self._unsent)
-            for fragment in self._encoder.encode(records, time.monotonic_ns):
+            for fragment in self._encoder.encode_into(self._memory, records, time.monotonic_ns):
                 await self._send_fragment(fragment)
 
-    async def _send_fragment(self, fragment: bytearray) -> None:
+    async def _send_fragment(self, fragment: memoryview) -> None:
         self._unsent = fragment
         while True:
             try:
@@ -138,10 +141,18 @@ class ValveOutlet:
                 break
             except BlockingIOError:
                 self.waits += 1
-                await _until_ready(self._socket, write=True)
+                await _until_writable(self._socket)
         self._unsent = None
         self.fragments += 1
         self.bytes += len(fragment)
+
+
+@dataclass(frozen=True, slots=True)
+class _Unfinished:
+    """A fragment that stays on the link: what is to be waited for, and its records behind that."""
+
+    waiting: Awaitable[None]
+    rest: list[Arrival]
 
 
 class ValveInlet:
@@ -153,6 +164,7 @@ class ValveInlet:
         self.decoder = decoder
         self._heard = time.monotonic()
         self._log_again_at = 0.0
+        self._taken = bytearray(1)
         self._hangup = select.poll()
         self._hangup.register(sock, select.POLLRDHUP)
 
@@ -166,32 +178,59 @@ class ValveInlet:
 
     async def pump(self, deliver: Deliver) -> None:
         """See `link.Inlet.pump`."""
-        buffer = memoryview(bytearray(wire.MAX_FRAGMENT + 1))
-        taken = bytearray(1)
-        handled = 0
+        loop = asyncio.get_running_loop()
         while True:
+            turn: asyncio.Future[_Unfinished | None] = loop.create_future()
+            loop.add_reader(self._socket.fileno(), self._readable, deliver, turn)
             try:
-                size = self._socket.recv_into(buffer, 0, socket.MSG_PEEK)
-            except BlockingIOError:
-                await _until_ready(self._socket, write=False)
-                continue
-            if size == 0 and self._hangup.poll(0):
+                unfinished = await turn
+            except asyncio.CancelledError:
+                if turn.done() and not turn.cancelled():
+                    _drop(turn.result())
+                raise
+            finally:
+                loop.remove_reader(self._socket.fileno())
+            if unfinished is None:
                 return
-            now = time.monotonic_ns()
-            self._heard = now / 1e9
-            try:
-                arrivals = self.decoder.decode(buffer[:size], now)
-            except WireError as error:
-                self._tell(error)
-                arrivals = []
-            for arrival in arrivals:
-                waiting = deliver(arrival)
-                if waiting is not None:
-                    await waiting
-            self._socket.recv_into(taken)
-            handled += 1
-            if handled % FRAGMENTS_PER_TURN == 0:
-                await asyncio.sleep(0)
+            await unfinished.waiting
+            for arrival in unfinished.rest:
+                further = deliver(arrival)
+                if further is not None:
+                    await further
+            self._socket.recv_into(self._taken)
+
+    def _readable(self, deliver: Deliver, turn: asyncio.Future[_Unfinished | None]) -> None:
+        """Take what is there, as far as nobody has to wait; `turn` ends there, or with None where A ended."""
+        try:
+            for _ in range(FRAGMENTS_PER_TURN):
+                if turn.done():
+                    return
+                self._receive(deliver, turn)
+        except BlockingIOError:
+            return
+        except Exception as error:  # noqa: BLE001 - handed to whoever pumps
+            turn.set_exception(error)
+
+    def _receive(self, deliver: Deliver, turn: asyncio.Future[_Unfinished | None]) -> None:
+        """Deliver one fragment's records, and take it off the link."""
+        buffer = self.decoder.room()
+        size = self._socket.recv_into(buffer, 0, socket.MSG_PEEK)
+        if size == 0 and self._hangup.poll(0):
+            turn.set_result(None)
+            return
+        now = time.monotonic_ns()
+        self._heard = now / 1e9
+        try:
+            arrivals = self.decoder.decode(buffer[:size], now)
+        except WireError as error:
+            self._tell(error)
+            arrivals = []
+        for number, arrival in enumerate(arrivals, 1):
+            waiting = deliver(arrival)
+            if waiting is not None:
+                turn.set_result(_Unfinished(waiting, arrivals[number:]))
+                return
+        self._socket.recv_into(self._taken)
 
     def _tell(self, error: WireError) -> None:
         if self._heard >= self._log_again_at:
@@ -199,18 +238,22 @@ class ValveInlet:
             log.warning("fragment refused: %s; refused so far: %s", error, self.decoder.counters.refused)
 
 
-async def _until_ready(sock: socket.socket, *, write: bool) -> None:
+def _drop(unfinished: _Unfinished | None) -> None:
+    """Nobody will wait any more; the fragment comes again."""
+    if unfinished is not None and asyncio.iscoroutine(unfinished.waiting):
+        unfinished.waiting.close()
+
+
+async def _until_writable(sock: socket.socket) -> None:
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()
-    fd = sock.fileno()
-    watch, unwatch = (loop.add_writer, loop.remove_writer) if write else (loop.add_reader, loop.remove_reader)
 
     def wake() -> None:
         if not ready.done():
             ready.set_result(None)
 
-    watch(fd, wake)
+    loop.add_writer(sock.fileno(), wake)
     try:
         await ready
     finally:
-        unwatch(fd)
+        loop.remove_writer(sock.fileno())

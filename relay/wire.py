@@ -20,8 +20,10 @@ octets, and a body laid out by the tables below.
 
 The MAC is AES-256-GMAC (AES-GCM over no plaintext, the fragment as associated data; NIST SP 800-38D) under a
 key derived from the lane's key and the epoch, with epoch and seq as the nonce. The nonce never repeats under
-a key, since an epoch is never used twice and seq only rises. GMAC, because HMAC-SHA-256 costs five times as
-much per video frame.
+a key, since an epoch is never used twice and seq only rises. GMAC, because it is the fastest that there is on
+processors with AES instructions: 6 µs for 128 KiB, against 12 for Poly1305 and 74 for HMAC-SHA-256. It takes
+its data in one piece, and a fragment is therefore put together by a copy of 3 µs: fed piece by piece it costs
+5 µs more.
 
 The decoder trusts nothing: what is not exactly a fragment of this lane, authentic, in order, and made of
 records that their own classes accept, is refused with a `WireError` and counted.
@@ -34,12 +36,14 @@ import hmac
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from relay.errors import RecordError, WireError
 from relay.link import Arrival
+from relay.memory import Memories
 from relay.records import (
     MAX_DIMENSION,
     AudioFrame,
@@ -296,6 +300,7 @@ class Encoder:
         self._epoch = epoch
         self._gmac = epoch_key(key, epoch)
         self._seq = 0
+        self._memory = memoryview(b"")
 
     def __repr__(self) -> str:
         return f"<Encoder lane={self._lane} epoch={self._epoch} seq={self._seq}>"
@@ -306,6 +311,18 @@ class Encoder:
         `now_ns` stamps each fragment as it is made. Fragments must be sent in the order they are made, all of
         them, and before the next call.
         """
+        for fragment in self.encode_into(memoryview(bytearray(MAX_FRAGMENT)), records, now_ns):
+            yield bytearray(fragment)
+
+    def encode_into(
+        self, memory: memoryview, records: tuple[Record, ...], now_ns: Callable[[], int]
+    ) -> Iterator[memoryview]:
+        """`encode`, with each fragment made in `memory`, in the place of the one before it.
+
+        `memory` has `MAX_FRAGMENT` bytes. The same pages again and again are warm; fresh ones for each
+        fragment cost more than what is written to them.
+        """
+        self._memory = memory
         batch: list[Buffer] = []
         batched = 0
         for record in records:
@@ -326,7 +343,7 @@ class Encoder:
 
     def _split(
         self, prefix: bytes, body: tuple[Buffer, ...], size: int, now_ns: Callable[[], int]
-    ) -> Iterator[bytearray]:
+    ) -> Iterator[memoryview]:
         left = total = _PREFIX.size + size
         pieces: list[Buffer] = []
         gathered = 0
@@ -343,13 +360,28 @@ class Encoder:
                     yield self._fragment(LAST if left == 0 else shape, total, pieces, gathered, now_ns())
                     pieces, gathered, shape = [], 0, MIDDLE
 
-    def _fragment(self, shape: int, total: int, parts: list[Buffer], size: int, now_ns: int) -> bytearray:
+    def _fragment(self, shape: int, total: int, parts: list[Buffer], size: int, now_ns: int) -> memoryview:
         seq = self._seq
         self._seq += 1
         head = HEADER.pack(MAGIC, VERSION, shape, self._lane, 0, self._epoch, total, seq, now_ns, size, 0)
-        fragment = bytearray().join((head, *parts))
-        fragment += self._gmac.encrypt(_nonce(self._epoch, seq), b"", fragment)
+        fragment = self._memory[: HEADER.size + size + TAG_BYTES]
+        at = 0
+        for part in (head, *parts):
+            fragment[at : at + len(part)] = part
+            at += len(part)
+        fragment[at:] = self._gmac.encrypt(_nonce(self._epoch, seq), b"", fragment[:at])
         return fragment
+
+
+class _Header(NamedTuple):
+    """Of a fragment that is authentic: what else is in its header was checked."""
+
+    shape: int
+    epoch: int
+    total: int
+    seq: int
+    entered_ns: int
+    gmac: AESGCM
 
 
 @dataclass(slots=True)
@@ -379,9 +411,16 @@ class Decoder:
         self._epoch = -1
         self._next = 0
         self._gmac: AESGCM | None = None
-        self._partial: bytearray | None = None
+        self._memories = Memories()
+        self._memory = memoryview(b"")
+        """Of the record that is being put together: room for a header, the record, room for a fragment."""
+        self._partial: memoryview | None = None
+        """The record in it; its first `_partial_size` bytes are there."""
+        self._partial_size = 0
         self._partial_total = 0
         self._partial_entered = 0
+        self._covered = b""
+        self._other = memoryview(bytearray(MAX_FRAGMENT + 1))
         self.counters = DecoderCounters()
 
     def __repr__(self) -> str:
@@ -392,22 +431,49 @@ class Decoder:
         """The epoch of the last authentic fragment; -1 while there was none."""
         return self._epoch
 
+    def room(self) -> memoryview:
+        """Where to receive the next fragment: one byte more than the largest.
+
+        In the middle of a record that is the record's own memory, so that the payload comes to lie behind
+        what is there already and is not copied again. The header then covers the last bytes before it, which
+        `decode` puts back: it must be called, with the part of this room that was filled, before the next
+        fragment is received.
+        """
+        if self._partial is None:
+            return self._other
+        at = self._partial_size
+        if not self._covered:
+            self._covered = bytes(self._memory[at : at + HEADER.size])
+        return self._memory[at : at + MAX_FRAGMENT + 1]
+
     def decode(self, fragment: memoryview, now_ns: int) -> list[Arrival]:
-        """The records that `fragment` completes. Their buffers are views into `fragment` or into a record's
-        own memory, valid until the next call.
+        """The records that `fragment` completes. Their buffers are views into `fragment`, valid until the
+        next call, or into a record's own memory (`Arrival.pixels`).
 
         Raises:
             WireError: The fragment was refused and counted; the decoder goes on with the next.
         """
         self.counters.fragments += 1
         try:
-            return self._decode(fragment, now_ns)
+            covered = self._covered
+            try:
+                header = self._authentic(fragment)
+            finally:
+                self._put_back()
+            return self._accept(header, fragment[HEADER.size : -TAG_BYTES], now_ns, in_place=bool(covered))
         except WireError as error:
             refused = self.counters.refused
             refused[error.reason] = refused.get(error.reason, 0) + 1
             raise
 
-    def _decode(self, fragment: memoryview, now_ns: int) -> list[Arrival]:
+    def _put_back(self) -> None:
+        if self._covered:
+            at = self._partial_size
+            self._memory[at : at + HEADER.size] = self._covered
+        self._covered = b""
+
+    def _authentic(self, fragment: memoryview) -> _Header:
+        """The header of a fragment of this lane that is what side A made."""
         if not HEADER.size + TAG_BYTES < len(fragment) <= MAX_FRAGMENT:
             raise WireError("malformed", f"fragment of {len(fragment)} bytes")
         magic, version, shape, lane, zero, epoch, total, seq, entered, size, pad = HEADER.unpack_from(
@@ -426,10 +492,14 @@ class Decoder:
             gmac.decrypt(_nonce(epoch, seq), bytes(fragment[-TAG_BYTES:]), fragment[:-TAG_BYTES])
         except InvalidTag:
             raise WireError("mac", f"epoch {epoch} seq {seq} is not authentic") from None
+        return _Header(shape, epoch, total, seq, entered, gmac)
+
+    def _accept(self, header: _Header, payload: memoryview, now_ns: int, *, in_place: bool) -> list[Arrival]:
+        seq = header.seq
         if self._gmac is None:
-            self._epoch, self._gmac, self._next = epoch, gmac, seq
-        elif epoch != self._epoch:
-            self._epoch, self._gmac, self._next, self._partial = epoch, gmac, 0, None
+            self._epoch, self._gmac, self._next = header.epoch, header.gmac, seq
+        elif header.epoch != self._epoch:
+            self._epoch, self._gmac, self._next, self._partial = header.epoch, header.gmac, 0, None
         if seq < self._next:
             self.counters.duplicates += 1
             return []
@@ -438,33 +508,41 @@ class Decoder:
             self.counters.missing += seq - self._next
             self._partial = None
         self._next = seq + 1
-        payload = fragment[HEADER.size : -TAG_BYTES]
-        if shape == WHOLE:
+        if header.shape == WHOLE:
             self._partial = None
-            return self._records(payload, entered, now_ns)
-        return self._join(shape, total, payload, entered, now_ns)
+            return self._records(payload, header.entered_ns, now_ns)
+        return self._join(header, payload, now_ns, in_place=in_place)
 
-    def _join(self, shape: int, total: int, payload: memoryview, entered: int, now_ns: int) -> list[Arrival]:
-        if shape == FIRST:
+    def _join(self, header: _Header, payload: memoryview, now_ns: int, *, in_place: bool) -> list[Arrival]:
+        total = header.total
+        if header.shape == FIRST:
             if not MAX_PAYLOAD < total <= MAX_RECORD:
                 raise WireError("malformed", f"split record of {total} bytes")
-            self._partial = bytearray()
+            self._partial = None
+            self._memory = memoryview(b"")
+            self._memory = memoryview(self._memories.take(total + MAX_FRAGMENT + 1))
+            self._partial = self._memory[HEADER.size : HEADER.size + total]
+            self._partial_size, in_place = 0, False
             self._partial_total = total
-            self._partial_entered = entered
+            self._partial_entered = header.entered_ns
         elif self._partial is None:
             # The beginning was lost, or came before this process did: the gap is counted already.
             return []
-        partial = self._partial
-        partial += payload
-        if total != self._partial_total or len(partial) > total or (shape == LAST) != (len(partial) == total):
+        partial, at = self._partial, self._partial_size
+        size = at + len(payload)
+        if total != self._partial_total or size > total or (header.shape == LAST) != (size == total):
             self._partial = None
             raise WireError("malformed", "pieces of a record do not add up")
-        if shape != LAST:
+        if not in_place:
+            partial[at:size] = payload
+        self._partial_size = size
+        if header.shape != LAST:
             return []
         self._partial = None
-        return self._records(memoryview(partial), self._partial_entered, now_ns)
+        return self._records(partial, self._partial_entered, now_ns, own=True)
 
-    def _records(self, payload: memoryview, entered: int, now_ns: int) -> list[Arrival]:
+    def _records(self, payload: memoryview, entered: int, now_ns: int, *, own: bool = False) -> list[Arrival]:
+        """`own`: the memory is the records' and nobody else's."""
         arrivals = []
         at, end = 0, len(payload)
         while at < end:
@@ -474,7 +552,9 @@ class Decoder:
             at += _PREFIX.size
             if size > end - at:
                 raise WireError("malformed", f"record of {size} bytes in {end - at}")
-            record = _decode_record(kind, payload[at : at + size])
+            body = payload[at : at + size]
+            record = _decode_record(kind, body)
+            pixels = body[_VIDEO.size :] if own and isinstance(record, VideoFrame) else None
             at += size
-            arrivals.append(Arrival(record, entered, now_ns, held=at < end))
+            arrivals.append(Arrival(record, entered, now_ns, held=at < end, pixels=pixels))
         return arrivals

@@ -1,7 +1,7 @@
 """Decoders: coded pictures and sound in, bare planes and PCM out, through FFmpeg's libraries (PyAV).
 
-A picture's declared size is checked before the decoder sees it. What comes out is copied once, visible pixels
-only: no padding, no side data. A fault costs its picture; the decoder goes on.
+A picture's declared size is checked before the decoder sees it. What comes out is visible pixels only: no
+padding, no side data. A fault costs its picture; the decoder goes on.
 
 An object here belongs to one thread (see `decode_thread.py`); FFmpeg works without the interpreter lock.
 """
@@ -15,7 +15,7 @@ from av.codec.context import Flags
 from av.video.reformatter import ColorRange
 
 from relay.errors import PeerError
-from relay.records import MAX_DIMENSION, MIN_DIMENSION
+from relay.records import MAX_DIMENSION, MIN_DIMENSION, Buffer
 from rtc.depayload import Coded, Size
 
 MAX_PICTURE_PIXELS = 4096 * 2304
@@ -43,13 +43,20 @@ def check_size(size: Size) -> None:
         raise PeerError("size", f"a picture of {size.width}x{size.height} is outside {limit}")
 
 
-def visible_planes(frame: av.VideoFrame) -> tuple[bytes, bytes, bytes]:
-    """The planes of a yuv420p frame, without the padding that decoders leave at line ends."""
+def visible_planes(frame: av.VideoFrame) -> tuple[Buffer, Buffer, Buffer]:
+    """The planes of a yuv420p frame, without the padding that decoders leave at line ends.
+
+    Planes that have none are the decoder's own memory, which it does not write to while they exist.
+    """
     widths = (frame.width, (frame.width + 1) // 2, (frame.width + 1) // 2)
     heights = (frame.height, (frame.height + 1) // 2, (frame.height + 1) // 2)
-    planes = []
+    planes: list[Buffer] = []
     for plane, width, height in zip(frame.planes, widths, heights, strict=True):
-        lines = np.frombuffer(memoryview(plane), np.uint8, plane.line_size * height)
+        whole = memoryview(plane)
+        if plane.line_size == width:
+            planes.append(whole[: width * height])
+            continue
+        lines = np.frombuffer(whole, np.uint8, plane.line_size * height)
         lines = lines.reshape(height, plane.line_size)
         planes.append(lines[:, :width].tobytes())
     return planes[0], planes[1], planes[2]

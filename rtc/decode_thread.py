@@ -1,6 +1,6 @@
 """Decoding off the event loop: one thread a stream, a bounded inbox, outcomes handed back to the loop.
 
-    submit ─▶ inbox (MAX_PENDING) ─▶ thread: depayload, decode, copy ─▶ loop: deliver(outcomes)
+    submit ─▶ inbox (MAX_PENDING) ─▶ thread: depayload, decode ─▶ loop: deliver(outcomes)
 
 A thread that falls behind refuses what is new, and its owner asks for a keyframe. Closing tells the thread to
 end and waits for nothing.
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from relay.errors import PeerError
+from relay.records import Buffer
 from rtc.decode import OpusDecoder, VideoDecoder, check_size, plain, visible_planes
 from rtc.depayload import PAYLOADS, Size
 from rtc.jitter import Picture, Silence, Sound
@@ -37,7 +38,7 @@ class DecodedPicture:
 
     width: int
     height: int
-    planes: tuple[bytes, bytes, bytes]
+    planes: tuple[Buffer, Buffer, Buffer]
     timestamp: int
     arrival_ns: int
     decoded_ns: int

@@ -1,6 +1,7 @@
 """Encoders of side B: pictures to H.264 or VP8, sound to Opus, through FFmpeg's libraries (PyAV).
 
-    VideoFrame ─copy─▶ Canvas ─encode─▶ Coded(payloads, keyframe)        48 kHz PCM ─▶ OpusEncoder ─▶ packets
+    VideoFrame ─copy─▶ Canvas ─┬─encode─▶ Coded(payloads, keyframe)      48 kHz PCM ─▶ OpusEncoder ─▶ packets
+    Arrival.pixels ─▶ Wrapped ─┘
 
 Everything is set for delay: no look-ahead, no B-frames, one picture in, one picture out. An object here
 belongs to one thread at a time; the codecs release the interpreter lock while they work.
@@ -32,6 +33,7 @@ from rtc.packetize import (
     vp8_payloads,
     wanted_units,
 )
+from rtc.placement import one_slice_each, processors
 
 TICKS = 90_000
 """Ticks a second of the encoders' time base, the RTP clock of both video codecs."""
@@ -50,9 +52,13 @@ a second that is 50 KB: a few milliseconds on any network that carries the strea
 FAR_KEYFRAME = 1 << 20
 """Pictures between two keyframes that nobody asked for: hours. Viewers ask, and late ones are given one."""
 
-TWO_THREADS_ABOVE = 1280 * 720
-"""Pixels, H.264 only. Up to 720p a second thread hardly helps. libvpx's threads wait for each other by
+SLICE_PIXELS = 320_000
+"""H.264 pictures are encoded in slices of at least so many pixels, a thread each: two at 720p. Smaller ones
+cost more in waking threads than they save. VP8 has one thread: libvpx's wait for each other by
 spinning, which on a machine with few free cores costs far more than it gains."""
+
+MAX_SLICES = 4
+"""A slice cannot predict from the one above it; more of them cost bits."""
 
 VP8_STEP = 1.25
 """A VP8 encoder is replaced when the bitrate it should have is this many times off."""
@@ -146,6 +152,26 @@ class Canvas:
         luma[frame.height :] = luma[frame.height - 1 : frame.height]
 
 
+class Wrapped:
+    """A picture that is encoded from where it lies: planes in a row, of even width and height."""
+
+    def __init__(self, pixels: memoryview, width: int, height: int) -> None:
+        self.width, self.height = width, height
+        rows = np.frombuffer(pixels, np.uint8).reshape(height * 3 // 2, width)
+        self.frame = av.VideoFrame.from_numpy_buffer(rows, "yuv420p")
+
+
+Picture = Canvas | Wrapped
+"""What an encoder takes."""
+
+
+def slices(codec: str, width: int, height: int) -> int:
+    """How many threads encode one picture: never more than there are processors."""
+    if codec != "h264":
+        return 1
+    return max(1, min(width * height // SLICE_PIXELS, len(processors()), MAX_SLICES))
+
+
 class VideoEncoder:
     """One encoder of one size and profile."""
 
@@ -161,6 +187,8 @@ class VideoEncoder:
         self.width, self.height = width, height
         self.rate = min(round(rate) or DEFAULT_RATE, MAX_RATE)
         self.bitrate = profile.bitrate
+        self.slices = slices(profile.codec, width, height)
+        """Threads that work on one picture."""
         self._picture_id = 0
         self._context = self._open(profile.bitrate)
 
@@ -176,7 +204,7 @@ class VideoEncoder:
         context.framerate = Fraction(self.rate, 1)
         seconds = self.profile.keyframe_seconds
         context.gop_size = FAR_KEYFRAME if seconds is None else max(1, round(seconds * self.rate))
-        context.thread_count = 2 if h264 and self.width * self.height > TWO_THREADS_ABOVE else 1
+        context.thread_count = self.slices
         context.bit_rate = bitrate
         # Average and maximum must be equal when x264 opens: only then does it let the maximum follow the
         # average later on.
@@ -187,7 +215,8 @@ class VideoEncoder:
             else {**VPX_OPTIONS, "minrate": str(bitrate)}
         )
         context.options = {**options, **limits}
-        context.open()
+        with one_slice_each(self.slices):
+            context.open()
         return context
 
     def set_bitrate(self, bitrate: int) -> None:
@@ -199,7 +228,7 @@ class VideoEncoder:
             self.bitrate = bitrate
             self._context = self._open(bitrate)
 
-    def encode(self, canvas: Canvas, timeline_ns: int, *, keyframe: bool) -> Coded:
+    def encode(self, canvas: Picture, timeline_ns: int, *, keyframe: bool) -> Coded:
         """Encode what is on `canvas`.
 
         Args:

@@ -18,7 +18,7 @@ import av
 
 from relay.link import Arrival
 from relay.records import VideoFrame
-from rtc.encode import Canvas, Coded, VideoEncoder, VideoProfile
+from rtc.encode import Canvas, Coded, Picture, VideoEncoder, VideoProfile, Wrapped, even
 from rtc.feedback import KeyframeGate
 
 STALE_NS = 100_000_000
@@ -68,7 +68,7 @@ class CodedPicture:
 
 @dataclass(slots=True)
 class _Job:
-    canvas: Canvas
+    canvas: Picture
     timeline_ns: int
     ready_ns: int
     times: Times | None
@@ -114,15 +114,9 @@ class EncodeThread:
         return f"<EncodeThread {self._encoder or self.profile.codec} encoded={self.encoded}>"
 
     def offer(self, arrival: Arrival, frame: VideoFrame, timeline_ns: int) -> None:
-        """Copy a picture and let it be encoded next."""
+        """Let a picture be encoded next; it is copied, unless its memory is its own."""
         now_ns = time.monotonic_ns()
-        with self._changed:
-            job, self._waiting = self._waiting, None
-            canvas = job.canvas if job else self._spare.pop() if self._spare else None
-            self.replaced += job is not None
-        if canvas is None or not canvas.fits(frame):
-            canvas = Canvas(frame.width, frame.height)
-        canvas.draw(frame)
+        canvas = self._canvas(arrival, frame)
         stale = now_ns - arrival.entered_ns > STALE_NS
         times = Times(
             captured_ns=frame.captured_ns,
@@ -131,8 +125,27 @@ class EncodeThread:
             left_ns=arrival.left_ns,
         )
         with self._changed:
+            self.replaced += self._waiting is not None
             self._waiting = _Job(canvas, timeline_ns, now_ns + GRACE_NS * stale, times, now_ns)
             self._changed.notify()
+
+    def _canvas(self, arrival: Arrival, frame: VideoFrame) -> Picture:
+        if (
+            arrival.pixels is not None
+            and even(frame.width) == frame.width
+            and even(frame.height) == frame.height
+        ):
+            return Wrapped(arrival.pixels, frame.width, frame.height)
+        with self._changed:
+            # The one that waits is replaced in any case, so its memory may be drawn over at once.
+            job, self._waiting = self._waiting, None
+            self.replaced += job is not None
+            old = job.canvas if job is not None else None
+            canvas = old if isinstance(old, Canvas) else self._spare.pop() if self._spare else None
+        if canvas is None or not canvas.fits(frame):
+            canvas = Canvas(frame.width, frame.height)
+        canvas.draw(frame)
+        return canvas
 
     def request_keyframe(self) -> None:
         """Make one soon; many requests make one."""
@@ -180,7 +193,7 @@ class EncodeThread:
             elapsed = now_ns - last.offered_ns
             job = _Job(last.canvas, last.timeline_ns + elapsed, now_ns, None, now_ns)
         elif last is not None:
-            self._spare = [last.canvas]
+            self._spare = [last.canvas] if isinstance(last.canvas, Canvas) else []
             job.timeline_ns = max(job.timeline_ns, last.timeline_ns + MIN_STEP_NS)
         self._last = job
         return job

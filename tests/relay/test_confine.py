@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from relay import confine
-from relay.confine import EMPTY_NETNS, Confinement, needed_paths, possible
+from relay.confine import EMPTY_NETNS, Confinement, may_go_first, needed_paths, possible
 from tests.fake_lane.kit import alive, root, until
 from tests.peers import require
 from tests.product import REPOSITORY
@@ -150,9 +150,28 @@ def test_describe_says_what_is_in_force(netns: str | None, shown: str) -> None:
     assert described["own view of files"] is False
 
 
+@pytest.mark.parametrize(("held", "granted"), [(1 << 23, True), (0xA80425FB, False), (0, False)])
+def test_a_better_priority_is_given_where_the_capability_allows(
+    monkeypatch: pytest.MonkeyPatch, held: int, granted: bool
+) -> None:
+    monkeypatch.setattr(confine, "_capabilities", lambda: held)
+    assert may_go_first() is granted
+    assert Confinement(nice=-10).describe()["goes first"] is True
+    assert Confinement().describe()["goes first"] is False
+
+
 @pytest.mark.root
 @pytest.mark.skipif(not root(), reason="needs root: run the tests as root")
 class TestAsRoot:
+    @pytest.mark.skipif(not may_go_first(), reason="needs CAP_SYS_NICE")
+    def test_a_priority_stays_when_the_uid_is_given_up_and_cannot_be_raised(self) -> None:
+        script = (
+            "import os\nprint(os.getpriority(os.PRIO_PROCESS, 0))\n"
+            "try:\n os.setpriority(os.PRIO_PROCESS, 0, -11)\nexcept PermissionError:\n print('no')\n"
+        )
+        done = confined(Confinement(uid=UID, nice=-10, paths=needed_paths()), script=script)
+        assert done.stdout == "-10\nno\n", done.stderr
+
     def test_a_uid_of_its_own_has_no_group_and_no_capability(self) -> None:
         seen = answer(Confinement(uid=UID, paths=needed_paths()))
         assert seen["uids"] == seen["gids"] == [str(UID)] * 4

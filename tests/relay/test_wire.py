@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from relay import records as r
 from relay import wire
 from relay.errors import WireError
+from relay.link import Arrival
 from tests.relay.samples import ID, KEY, KINDS, LANE, OTHER_KEY, SHA256, end, part, picture
 
 
@@ -381,3 +382,76 @@ def test_repr_tells_where_a_codec_is() -> None:
     assert repr(source) == "<Encoder lane=7 epoch=1 seq=1>"
     assert repr(sink).startswith("<Decoder lane=7 epoch=1 next=1 ")
     assert KEY.hex() not in repr(source) + repr(sink)
+
+
+def into_room(sink: wire.Decoder, fragment: bytes | bytearray, now: int = 9) -> list[Arrival]:
+    """Receive as a socket does, and decode."""
+    room = sink.room()
+    assert len(room) > wire.MAX_FRAGMENT
+    room[: len(fragment)] = fragment
+    return sink.decode(room[: len(fragment)], now)
+
+
+def test_a_picture_put_together_in_place_is_whole_and_stays() -> None:
+    source, sink = encoder(), decoder()
+    kept = []
+    for seq in range(4):
+        sent = big(seq)
+        *_, last = [into_room(sink, fragment) for fragment in encode(sent, by=source)]
+        kept.append((sent, last[0]))
+    for sent, arrival in kept:
+        assert arrival.record == sent
+        assert arrival.pixels is not None
+        assert bytes(arrival.pixels) == b"".join(map(bytes, sent.planes))
+
+
+def test_only_a_picture_in_memory_of_its_own_may_be_kept() -> None:
+    small = picture()
+    (arrival,) = decoder().decode(memoryview(encode(small)[0]), 9)
+    assert arrival.record == small
+    assert arrival.pixels is None
+
+
+@given(st.lists(st.sampled_from(("right", "twice", "forged", "cut", "heartbeat")), min_size=10, max_size=60))
+@settings(max_examples=60, deadline=None)
+def test_whatever_comes_into_a_records_memory_spoils_nothing(steps: list[str]) -> None:
+    source, sink = encoder(), decoder()
+    wanted = [big(seq) for seq in range(8)]
+    waiting = [fragment for sent in wanted for fragment in encode(sent, by=source)]
+    found = []
+    last = bytearray()
+    for step in ["right", *steps, *["right"] * len(waiting)]:
+        if not waiting:
+            break
+        if step == "right":
+            last = waiting.pop(0)
+            found += [arrival.record for arrival in into_room(sink, last)]
+            continue
+        other = {"twice": last, "forged": waiting[0][:-1] + b"\0", "cut": waiting[0][:50]}.get(step)
+        if other is None:
+            # Of an epoch that is over, as a restarted source's predecessor may have left it.
+            other = encode(r.Heartbeat(sent_ns=1), by=encoder(epoch=0))[0]
+        try:
+            assert into_room(sink, other) == []
+        except WireError:
+            pass
+    assert found == wanted[: len(found)]
+    assert len(found) == 8
+
+
+def big(seq: int) -> r.VideoFrame:
+    """A picture of several fragments, none like another."""
+    width, height = 640, 480
+    noise = random.Random(seq).randbytes(width * height * 3 // 2)
+    y, c = width * height, width * height // 4
+    return r.VideoFrame(
+        stream="room",
+        epoch=1,
+        seq=seq,
+        captured_ns=1,
+        decoded_ns=2,
+        media_ns=3,
+        width=width,
+        height=height,
+        planes=(noise[:y], noise[y : y + c], noise[y + c :]),
+    )

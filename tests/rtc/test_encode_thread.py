@@ -12,7 +12,7 @@ import av
 import pytest
 
 from relay.link import Arrival
-from rtc.encode import VideoEncoder, VideoProfile
+from rtc.encode import Canvas, VideoEncoder, VideoProfile, Wrapped
 from rtc.encode_thread import MAX_UNPUBLISHED, REPEAT_NS, STALE_NS, CodedPicture, EncodeThread
 from rtc.sound_thread import MAX_WAITING, PACKET_NS, CodedSound, SoundThread
 from tests.rtc.sink_fakes import picture, tone
@@ -143,6 +143,34 @@ async def test_a_codec_that_stays_broken_is_told(bench: Bench, monkeypatch: pyte
     async with asyncio.timeout(5):
         while not bench.failures:
             await asyncio.sleep(0.002)
+
+
+@pytest.mark.parametrize("codec", ["h264", "vp8"])
+def test_a_picture_encoded_from_where_it_lies_is_the_same_as_a_copy(codec: Any) -> None:
+    frame = picture(3)
+    pixels = memoryview(b"".join(map(bytes, frame.planes)))
+    canvas = Canvas(frame.width, frame.height)
+    canvas.draw(frame)
+    profile = VideoProfile(codec=codec, bitrate=1_000_000)
+    coded = [
+        VideoEncoder(profile, frame.width, frame.height).encode(item, 10**9, keyframe=True).payloads
+        for item in (canvas, Wrapped(pixels, frame.width, frame.height))
+    ]
+    assert coded[0] == coded[1]
+
+
+async def test_pictures_with_memory_of_their_own_are_not_copied_and_live_until_encoded(bench: Bench) -> None:
+    for number in range(6):
+        now_ns = time.monotonic_ns()
+        frame = picture(number)
+        # Every other one is only lent: drawing it must not touch the memory of those that are kept.
+        pixels = None if number % 2 else memoryview(b"".join(map(bytes, frame.planes)))
+        bench.thread.offer(Arrival(frame, now_ns, now_ns, pixels), frame, frame.captured_ns)
+        if number == 3:
+            bench.thread.request_keyframe()
+        await bench.until(number + 1)
+    assert bench.failures == []
+    assert all(item.coded.payloads for item in bench.published)
 
 
 async def test_sound_comes_out_evenly_and_the_oldest_is_dropped() -> None:
