@@ -79,3 +79,18 @@ def usage(pid: int) -> list[Usage]:
             )
         )
     return found
+
+
+def resident(pid: int) -> dict[str, int]:
+    """Bytes that each process of the tree below `pid` has in memory now, shared pages included, by name.
+
+    A process is named by its command line; those that share one are told apart by their order.
+    """
+    found: dict[str, int] = {}
+    for one in tree(pid):
+        fields = dict(line.split(":", 1) for line in _read(f"/proc/{one}/status").splitlines())
+        if "VmRSS" in fields:
+            name = _name(one)
+            taken = sum(known.partition(" #")[0] == name for known in found)
+            found[f"{name} #{taken + 1}" if taken else name] = int(fields["VmRSS"].split()[0]) * 1024
+    return found
