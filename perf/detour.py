@@ -1,4 +1,4 @@
-"""Leads a WebRTC viewer's media through a bad network: its and the relay's candidates are taken out of the SDP.
+"""Leads a WebRTC viewer's media through a bad network, by taking its and the relay's candidates from the SDP.
 
     viewer ── offer without candidates ──▶ WHEP          viewer ◀─▶ UdpProxy ◀─▶ the relay's ICE port
     viewer ◀── answer with the proxy's candidate ──┘

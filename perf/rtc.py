@@ -118,10 +118,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         task = progress.add_task("media")
         for done in carry_out(plans(chosen.choice), lambda plan: _run(plan, chosen, progress, task)):
             results["runs"].append(asdict(done))
+            # After each run: what was measured is kept if the rest is broken off.
+            _write(results, chosen.json)
     found = report.rows(results, rtc_report.TARGETS)
-    results["rows"] = [row.as_json() for row in found]
-    chosen.json.parent.mkdir(parents=True, exist_ok=True)
-    chosen.json.write_text(json.dumps(results, indent=1))
     console.print(rtc_report.runs_table(results))
     console.print(rtc_report.notes_table(results))
     console.print(report.table(found, "Targets"))
@@ -134,6 +133,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         item for item in results["runs"] if item["failure"] and item["plan"]["way"].startswith("medferry")
     ]
     return 1 if ours or any(row.verdict == "missed" for row in found) else 0
+
+
+def _write(results: report.Results, path: Path) -> None:
+    results["rows"] = [row.as_json() for row in report.rows(results, rtc_report.TARGETS)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=1))
 
 
 def _run(plan: Plan, chosen: argparse.Namespace, progress: Progress, task: TaskID) -> Run:
