@@ -39,8 +39,9 @@ from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElaps
 
 from perf import report, rtc_plot, rtc_report
 from perf.dicom import machine
+from perf.rtc_figures import MAX_STREAMS
 from perf.rtc_peers import WAYS
-from perf.rtc_plan import LOSSES, MAX_STREAMS, ON_REQUEST, PARTS, SIZES, Choice, Plan, Run, carry_out, plans
+from perf.rtc_plan import LOSSES, ON_REQUEST, PARTS, SIZES, Choice, Plan, Run, carry_out, plans
 from perf.rtc_run import run
 
 LOG_COLUMNS = 150

@@ -24,6 +24,9 @@ SUSTAINED_MS = 33.0
 ARRIVED_SHARE = 0.98
 """Of a stream's pictures, which must arrive too: dropping pictures is no way to keep up."""
 
+MAX_STREAMS = 8
+"""No more are tried: beyond, two cores are busy with the ends alone."""
+
 LANE_HOPS = ("handover", "link")
 """From the decoded picture on side A to the picture off the link on side B. The sum of the hops' medians
 stands for the median of their sum."""
@@ -101,16 +104,17 @@ def sustained(runs: Runs, way: str, count: int) -> bool:
 
 
 def most_streams(runs: Runs, way: str) -> float | None:
-    """The number of streams up to which a way kept up with every number; None where it was not tried."""
+    """The number of streams up to which a way kept up with every number.
+
+    None where its limit was not found: it was not tried, or broken off while it still kept up.
+    """
     counts = sorted({run["plan"]["streams"] for run in runs if _tried(run, way)})
-    if not counts:
-        return None
     most = 0
     for count in counts:
-        if count != most + 1 or not sustained(runs, way, count):
-            break
+        if not sustained(runs, way, count):
+            return float(most)
         most = count
-    return float(most)
+    return float(most) if most == MAX_STREAMS else None
 
 
 def _tried(run: dict[str, Any], way: str) -> bool:

@@ -41,8 +41,6 @@ FALL_BITRATE = 3_000_000
 """Of the stream before the path falls: it fits the path, and a third of it fits the fallen one."""
 FALL_FROM, FALL_TO = 4_000_000, 1_000_000
 
-MAX_STREAMS = 8
-
 RTP_WAYS = ("direct", "medferry", "gstreamer", "ffmpeg")
 WEBRTC_WAYS = ("direct-webrtc", "medferry-webrtc", "aiortc")
 
@@ -121,7 +119,7 @@ class Choice:
     losses: list[str]
     streams: int
     """Always measured up to here; beyond, as long as a way keeps up."""
-    most_streams: int = MAX_STREAMS
+    most_streams: int = rtc_figures.MAX_STREAMS
     """Never more than so many."""
     repeat: int = 1
 

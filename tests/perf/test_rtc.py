@@ -115,6 +115,8 @@ def test_streams_are_measured_as_far_as_asked_and_never_beyond_the_limit() -> No
     assert max(counts) == 6
     runs = carried_out(arguments, keeps_up_with({}))
     assert rtc_figures.most_streams(runs, "medferry") == 8
+    broken_off = [item for item in runs if item["plan"]["streams"] <= 4]
+    assert rtc_figures.most_streams(broken_off, "medferry") is None
 
 
 def test_pictures_that_do_not_arrive_are_no_way_to_keep_up() -> None:
