@@ -60,6 +60,23 @@ def _us(number: int) -> bytes:
     return struct.pack("<H", number)
 
 
+def status_of(command: bytes) -> int:
+    """The status (0000,0900) of a response message (PS3.7 §E.1).
+
+    Read element by element: the status' tag is found elsewhere too, as in message 0x0209.
+
+    Raises:
+        NotUnderstood: It has none.
+    """
+    at = 0
+    while at + 8 <= len(command):
+        group, element, length = struct.unpack_from("<HHI", command, at)
+        if (group, element, length) == (0, 0x0900, 2) and at + 10 <= len(command):
+            return int.from_bytes(command[at + 8 : at + 10], "little")
+        at += 8 + length
+    raise NotUnderstood("a response without a status")
+
+
 class Client:
     """One association. A context manager: opened on entry, released on exit.
 
@@ -159,9 +176,7 @@ class Client:
                 command += body[at + 6 : at + 4 + length]
                 last = bool(control & 0x02)
                 at += 4 + length
-        at = command.index(b"\x00\x00\x00\x09\x02\x00\x00\x00")
-        status: int = struct.unpack_from("<H", command, at + 8)[0]
-        return status
+        return status_of(command)
 
     def _context(self, abstract: str) -> int:
         context = self.accepted.get(abstract)

@@ -16,12 +16,14 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from perf.clip import KEYFRAME_SECONDS
 from rtc.bench_ends import PAYLOAD_TYPE
 from rtc.camera import Size
 from rtc.settings import VideoCodec
+from tests.interop.dicom_peers import storescp
 from tests.interop.media_peers import GST_DECODERS, free_pair, spawned
 from tests.peers import free_port
-from tests.product import REPOSITORY, ProductFailed, running
+from tests.product import REPOSITORY, Product, ProductFailed, running, studies
 
 HOST = "127.0.0.1"
 
@@ -35,8 +37,6 @@ START_SECONDS = 30.0
 
 POLL_SECONDS = 0.05
 
-KEYFRAME_SECONDS = 2
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
@@ -46,6 +46,8 @@ class Load:
     size: Size
     bitrate: int = 4_000_000
     streams: int = 1
+    studies: bool = False
+    """Whether a relay with a DICOM lane runs too: medferry, beside whatever carries the streams."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +57,10 @@ class Entry:
     sources: list[str]
     sinks: list[str]
     pids: list[int]
+    product: Product | None = None
+    """The running relay, where the way is medferry."""
+    studies: tuple[str, int] | None = None
+    """Where the DICOM lane listens."""
 
 
 Way = Callable[[Path, Load], AbstractContextManager[Entry]]
@@ -75,10 +81,21 @@ def _addresses(ports: list[int]) -> list[str]:
 
 @contextlib.contextmanager
 def direct(directory: Path, load: Load) -> Iterator[Entry]:
-    """No relay: the sender sends to the receiver."""
-    del directory
+    """No relay: the sender sends to the receiver. With a DICOM lane, medferry runs beside it."""
     addresses = _addresses(_ports(load.streams))
-    yield Entry(sources=addresses, sinks=addresses, pids=[])
+    if not load.studies:
+        yield Entry(sources=addresses, sinks=addresses, pids=[])
+        return
+    with _medferry(directory, load, "") as (product, listen):
+        yield Entry(sources=addresses, sinks=addresses, pids=[product.process.pid], studies=listen)
+
+
+@contextlib.contextmanager
+def direct_webrtc(directory: Path, load: Load) -> Iterator[Entry]:
+    """No relay: one WebRTC connection between the two ends."""
+    del directory
+    nowhere = ["no relay"] * load.streams
+    yield Entry(sources=nowhere, sinks=nowhere, pids=[])
 
 
 def _gst_encoder(load: Load) -> str:
@@ -166,6 +183,38 @@ bitrate = {bitrate}
 """
 
 
+WEBRTC_LANE = """\
+[[lane]]
+name = "camera"
+kind = "media"
+lab = true
+[lane.source.whip]
+listen = "{whip}"
+addresses = ["{host}"]
+[lane.sink.whep]
+listen = "{whep}"
+addresses = ["{host}"]
+bitrate = {bitrate}
+"""
+
+
+@contextlib.contextmanager
+def _medferry(directory: Path, load: Load, lanes: str) -> Iterator[tuple[Product, tuple[str, int] | None]]:
+    """A relay with the media lanes, and a DICOM lane with its receiver where the load has one."""
+    with ExitStack() as stack:
+        if not load.studies:
+            config = f'[relay]\nname = "perf"\nstate = "state"\n{lanes}'
+            yield stack.enter_context(running(config, directory / "medferry", drain=False)), None
+            return
+        receiver = stack.enter_context(storescp(directory / "receiver", nodelay=True))
+        port = free_port()
+        config = studies(
+            listen=f"{HOST}:{port}", destinations={"receiver": (receiver.ae_title, receiver.address)}
+        )
+        product = stack.enter_context(running(config + lanes, directory / "medferry", drain=False))
+        yield product, (HOST, port)
+
+
 @contextlib.contextmanager
 def through_medferry(directory: Path, load: Load) -> Iterator[Entry]:
     """medferry, a lane a stream, RTP in and out, nothing but defaults."""
@@ -175,31 +224,17 @@ def through_medferry(directory: Path, load: Load) -> Iterator[Entry]:
         LANE.format(number=number, source=source, sink=sink, codec=load.codec, bitrate=load.bitrate)
         for number, (source, sink) in enumerate(zip(into, out, strict=True))
     )
-    config = f'[relay]\nname = "perf"\nstate = "state"\n{lanes}'
-    with running(config, directory / "medferry", drain=False) as product:
-        yield Entry(sources=into, sinks=out, pids=[product.process.pid])
+    with _medferry(directory, load, lanes) as (product, listen):
+        yield Entry(sources=into, sinks=out, pids=[product.process.pid], product=product, studies=listen)
 
 
 @contextlib.contextmanager
 def through_medferry_webrtc(directory: Path, load: Load) -> Iterator[Entry]:
     """medferry, one lane, WHIP in and WHEP out."""
     whip, whep = free_port(), free_port()
-    config = f"""\
-[relay]
-name = "perf"
-state = "state"
-[[lane]]
-name = "camera"
-kind = "media"
-lab = true
-[lane.source.whip]
-listen = "{HOST}:{whip}"
-[lane.sink.whep]
-listen = "{HOST}:{whep}"
-bitrate = {load.bitrate}
-"""
-    with running(config, directory / "medferry", drain=False) as product:
-        yield _webrtc(load, whip, whep, product.process.pid)
+    lane = WEBRTC_LANE.format(whip=f"{HOST}:{whip}", whep=f"{HOST}:{whep}", host=HOST, bitrate=load.bitrate)
+    with _medferry(directory, load, lane) as (product, _):
+        yield _webrtc(load, whip, whep, product)
 
 
 @contextlib.contextmanager
@@ -228,12 +263,13 @@ def _wait_for(port: int, log: Path) -> None:
             return
 
 
-def _webrtc(load: Load, whip: int, whep: int, pid: int) -> Entry:
+def _webrtc(load: Load, whip: int, whep: int, relay: Product | int) -> Entry:
     names = [f"camera-{number}" for number in range(load.streams)]
     return Entry(
         sources=[f"http://{HOST}:{whip}/whip/{name}" for name in names],
         sinks=[f"http://{HOST}:{whep}/whep/{name}" for name in names],
-        pids=[pid],
+        pids=[relay if isinstance(relay, int) else relay.process.pid],
+        product=None if isinstance(relay, int) else relay,
     )
 
 
@@ -242,6 +278,7 @@ WAYS: dict[str, Way] = {
     "medferry": through_medferry,
     "gstreamer": through_gstreamer,
     "ffmpeg": through_ffmpeg,
+    "direct-webrtc": direct_webrtc,
     "medferry-webrtc": through_medferry_webrtc,
     "aiortc": through_aiortc,
 }

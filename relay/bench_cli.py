@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import urllib.parse
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from relay.config import split_address
 from relay.exits import failing_clearly
 from relay.lanes import load
 
@@ -26,6 +28,25 @@ Rate = Annotated[int, typer.Option(min=1, max=120, help="Pictures a second.")]
 Bitrate = Annotated[int, typer.Option(min=100_000, max=50_000_000, help="Bits a second sent.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts, every latency included.")]
 Plot = Annotated[str | None, typer.Option(help="Write a plot to this file (needs matplotlib).")]
+
+
+def _address(text: str) -> str:
+    try:
+        split_address(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    return text
+
+
+def _url(text: str) -> str:
+    try:
+        url = urllib.parse.urlsplit(text)
+        possible = url.scheme in ("http", "https") and url.hostname and url.port != 0
+    except ValueError:
+        possible = False
+    if not possible:
+        raise typer.BadParameter(f"{text!r} is no URL: write one as in http://host:8081/whip/camera")
+    return text
 
 
 def _size(text: str, rate: int) -> Any:
@@ -53,8 +74,8 @@ def _measure(name: str, as_json: bool, plot: str | None, **options: Any) -> None
 
 @bench.command("rtp")
 def rtp(
-    source: Annotated[str, typer.Argument(help="host:port where the relay takes RTP.")],
-    sink: Annotated[str, typer.Argument(help="host:port that the relay sends RTP to.")],
+    source: Annotated[str, typer.Argument(callback=_address, help="host:port where the relay takes RTP.")],
+    sink: Annotated[str, typer.Argument(callback=_address, help="host:port that the relay sends RTP to.")],
     seconds: Seconds = 10,
     codec: Codec = "h264",
     size: Dimensions = "1280x720",
@@ -70,8 +91,12 @@ def rtp(
 
 @bench.command("webrtc")
 def webrtc(
-    source: Annotated[str, typer.Argument(help="URL to publish to, as in http://host:8081/whip/camera.")],
-    sink: Annotated[str, typer.Argument(help="URL to watch, as in http://host:8082/whep/camera.")],
+    source: Annotated[
+        str, typer.Argument(callback=_url, help="URL to publish to, as in http://host:8081/whip/camera.")
+    ],
+    sink: Annotated[
+        str, typer.Argument(callback=_url, help="URL to watch, as in http://host:8082/whep/camera.")
+    ],
     seconds: Seconds = 10,
     codec: Codec = "h264",
     size: Dimensions = "1280x720",

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field, replace
 
 from relay.errors import MedferryError
 from relay.records import VideoFrame
-from rtc.bench_ends import RtpReceiver, RtpSender, Sightings, WhepReceiver, WhipSender
+from rtc.bench_ends import RtpReceiver, RtpSender, WhepReceiver, WhipSender
 from rtc.bench_report import Report, evaluate
+from rtc.bench_stamps import Sightings
 from rtc.camera import Camera, Size
 from rtc.settings import VideoCodec
 

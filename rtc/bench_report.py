@@ -14,6 +14,13 @@ from typing import Any
 FREEZE_MS = 500.0
 """Without a new picture for so long, a viewer sees a freeze."""
 
+FROZEN_INTERVALS, FROZEN_MS = 3, 150.0
+"""An interval between two pictures is frozen time where it is at least so many usual ones, or a usual one and
+so many milliseconds, whichever is longer: 183 ms at 30 a second (W3C webrtc-stats, totalFreezesDuration)."""
+
+LATE_INTERVALS = 2
+"""What an interval between two pictures has beyond so many usual ones is lateness that a keen eye sees."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sighting:
@@ -50,6 +57,10 @@ class Report:
     freezes: int
     longest_gap_ms: float
     out_of_order: int
+    frozen_share: float = 0.0
+    """Of the measured time, within frozen intervals."""
+    late_share: float = 0.0
+    """Of the measured time, beyond the second picture interval in a row without a new picture."""
     bitrate: float = 0.0
     """Bits a second that were received."""
     latencies_ms: list[float] = field(default_factory=list, repr=False)
@@ -92,6 +103,9 @@ def evaluate(
     # Where nothing was seen at first, or at last, or at all, that is a gap too.
     unseen = [seen[0].counter - sent[0], sent[-1] - seen[-1].counter] if seen else [len(sent)]
     gaps += [1000 * max(count, 0) / rate for count in unseen]
+    interval_ms = 1000 / rate
+    frozen_ms = max(FROZEN_INTERVALS * interval_ms, interval_ms + FROZEN_MS)
+    whole_ms = max(len(sent), 1) * interval_ms
     changes = [abs(after.latency_ms - before.latency_ms) for before, after in pairs]
     return Report(
         name=name,
@@ -105,6 +119,8 @@ def evaluate(
         jitter_ms=round(sum(changes) / len(changes), 3) if changes else math.nan,
         freezes=sum(gap > FREEZE_MS for gap in gaps),
         longest_gap_ms=round(max(gaps), 3),
+        frozen_share=round(sum(gap for gap in gaps if gap >= frozen_ms) / whole_ms, 5),
+        late_share=round(sum(max(gap - LATE_INTERVALS * interval_ms, 0) for gap in gaps) / whole_ms, 5),
         out_of_order=sum(after.counter < before.counter for before, after in pairs),
         bitrate=round(bitrate),
         latencies_ms=[round(latency, 3) for latency in latencies],
@@ -121,6 +137,7 @@ ROWS: tuple[tuple[str, str], ...] = (
     ("dropped", "{dropped}"),
     ("freezes", "{freezes}"),
     ("longest gap", "{longest_gap_ms:.0f} ms"),
+    ("time frozen", "{frozen_share:.2%}"),
 )
 """Label and format of each line that people read."""
 

@@ -164,6 +164,11 @@ class UdpProxy(asyncio.DatagramProtocol):
         """Datagrams from the target."""
         return self._back.counters
 
+    @property
+    def impairments(self) -> tuple[Impairment, Impairment]:
+        """How datagrams are treated now: from clients, and from the target."""
+        return self._forward.impairment, self._back.impairment
+
     def impair(self, forward: Impairment | None = None, back: Impairment | None = None) -> None:
         """From now on treat datagrams so; a direction that is not given stays as it is."""
         self._forward.impairment = forward or self._forward.impairment

@@ -65,6 +65,49 @@ def test_rate_limit_spaces_and_then_drops_the_tail() -> None:
     assert impairer.counters.overflowed == len(burst) - len(times) > 0
 
 
+def test_the_queue_of_the_rate_limit_is_bounded_and_drains() -> None:
+    impairer = Impairer(Impairment(rate=1_000_000))
+    arrivals = [at for at in (0.0, 0.001, 1.0) for _ in range(60)]
+    fates_ = [(at, impairer.departures(at, 1250)) for at in arrivals]
+    waits = [fate[0] - at for at, fate in fates_ if fate]
+    assert max(waits) <= QUEUE_SECONDS + 0.011, "one datagram beyond what the queue holds"
+    assert impairer.counters.overflowed == len(arrivals) - len(waits) > 0
+    assert impairer.departures(3.0, 1250) == [pytest.approx(3.01)]
+
+
+def test_a_rule_that_changes_holds_for_what_comes_next_with_the_same_luck() -> None:
+    before, after = Impairment(rate=4_000_000), Impairment(rate=1_000_000, delay=0.02)
+    impairer = Impairer(before, seed=5)
+    first = impairer.departures(0.0, 1250)
+    impairer.impairment = after
+    second = impairer.departures(0.0, 1250)
+    assert first == [pytest.approx(0.0025)]
+    assert second == [pytest.approx(0.0025 + 0.01 + 0.02)], "behind what is on the link already, and slower"
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Impairment(drop=0.2),
+        Impairment(burst=0.02, burst_length=5),
+        Impairment(delay=0.01, jitter=0.05),
+        Impairment(reorder=0.2),
+        Impairment(duplicate=0.2),
+        Impairment(rate=500_000),
+        Impairment(drop=0.1, burst=0.01, delay=0.02, jitter=0.01, reorder=0.1, duplicate=0.1, rate=2_000_000),
+    ],
+    ids=str,
+)
+def test_every_rule_is_repeatable_by_its_seed_and_loses_nothing_untold(rule: Impairment) -> None:
+    impairer = Impairer(rule, seed=9)
+    once = [impairer.departures(number * 0.001, 1000) for number in range(2000)]
+    assert once == fates(rule, 2000, seed=9)
+    counters = impairer.counters
+    assert counters.received == 2000 == counters.forwarded + counters.dropped + counters.overflowed
+    assert sum(map(len, once)) == counters.forwarded + counters.duplicated
+    assert all(leaves >= number * 0.001 for number, fate in enumerate(once) for leaves in fate)
+
+
 class Echo(asyncio.DatagramProtocol):
     def connection_made(self, transport: asyncio.DatagramTransport) -> None:  # type: ignore[override]
         self.transport = transport
@@ -109,3 +152,33 @@ async def test_a_rule_can_change_while_it_runs() -> None:
         proxy.impair(forward=Impairment(drop=1.0))
         proxy.datagram_received(b"x", ("127.0.0.1", 1000))
         assert (proxy.sent.dropped, proxy.sent.forwarded) == (1, 0)
+
+
+async def test_a_path_falls_and_recovers_while_it_runs() -> None:
+    """Ten datagrams at once: at 80 kb/s the tenth takes a quarter of a second; without a limit, no time."""
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.create_datagram_endpoint(Echo, local_addr=("127.0.0.1", 0))
+    target = transport.get_extra_info("sockname")[:2]
+
+    async def exchange(proxy: UdpProxy, client: socket.socket) -> float:
+        started = loop.time()
+        for _ in range(10):
+            client.sendto(bytes(250), proxy.address)
+        async with asyncio.timeout(10):
+            for _ in range(10):
+                await loop.sock_recv(client, 1000)
+        return loop.time() - started
+
+    async with UdpProxy(target=target) as proxy:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.setblocking(False)
+            client.bind(("127.0.0.1", 0))
+            quick = await exchange(proxy, client)
+            proxy.impair(back=Impairment(rate=80_000))
+            assert proxy.impairments == (Impairment(), Impairment(rate=80_000))
+            slow = await exchange(proxy, client)
+            proxy.impair(back=Impairment())
+            again = await exchange(proxy, client)
+    transport.close()
+    assert quick < 0.2 > again
+    assert slow >= 0.24

@@ -113,3 +113,20 @@ def test_without_a_command_the_help_names_them_all() -> None:
     text = medferry().output
     for command in ("run", "check", "status", "doctor", "demo", "spool", "quarantine"):
         assert f" {command} " in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "sink", "words"),
+    [
+        ("rtp", "foo", "127.0.0.1:5006", "'foo' has no port: write host:port"),
+        ("rtp", "127.0.0.1:5004", "::1", "write an IPv6 address in brackets"),
+        ("webrtc", "foo", "http://127.0.0.1/whep/x", "'foo' is no URL"),
+        ("webrtc", "http://127.0.0.1/whip/x", "http://[1/whep/x", "is no URL"),
+        ("webrtc", "http://127.0.0.1:port/whip/x", "http://127.0.0.1/whep/x", "is no URL"),
+    ],
+)
+def test_bench_refuses_an_address_that_is_none(kind: str, source: str, sink: str, words: str) -> None:
+    done = medferry("bench", kind, source, sink)
+    assert done.exit_code == 2
+    # The message is in a box as wide as the terminal: its words may be on several lines.
+    assert words in " ".join(done.stderr.replace("│", " ").split())

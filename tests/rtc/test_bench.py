@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from relay.errors import MedferryError
 from rtc.bench import Options, bench_rtp, bench_webrtc, direct_rtp
+from rtc.bench_ends import RtpReceiver, RtpSender
 from rtc.bench_report import Report, Sighting, evaluate, lines, percentile, plot
 from rtc.camera import Camera, Size
 from rtc.settings import VideoCodec
@@ -84,6 +86,39 @@ def test_what_is_not_seen_at_the_edges_is_a_gap(seen: list[int], gap_ms: float) 
         for number in seen
     ]
     assert evaluate("x", sightings_, range(60)).longest_gap_ms == pytest.approx(gap_ms, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("gap_ms", "frozen", "late"),
+    [(33, 0, 0), (66, 0, 0), (100, 0, 0.0167), (182, 0, 0.0577), (183.4, 0.0917, 0.0584)],
+)
+def test_frozen_time_is_as_browsers_count_it(gap_ms: float, frozen: float, late: float) -> None:
+    """Of two seconds at 30 pictures a second with one interval of `gap_ms` in the middle."""
+    step = 1e6 / 30
+    seen = [
+        Sighting(
+            counter=number,
+            painted_us=round(number * step),
+            seen_us=round(number * step + (1000 * gap_ms - step) * (number >= 30)),
+        )
+        for number in range(60)
+    ]
+    report = evaluate("x", seen, range(60))
+    assert (report.frozen_share, report.late_share) == pytest.approx((frozen, late), abs=0.0001)
+
+
+async def test_a_receiver_may_decode_one_keyframe_interval_of_two() -> None:
+    receiver = RtpReceiver("127.0.0.1:0", "h264", every=2)
+    sender = RtpSender(receiver.address, "h264", 500_000, SMALL.rate, keyframe_seconds=0.5, mux=True)
+    camera = Camera(SMALL)
+    await camera.run(2.0, sender.offer)
+    await sender.close()
+    await receiver.close()
+    sightings = receiver.sightings
+    assert len(sightings.whole_ns) >= 50
+    assert 15 <= len(sightings.seen) <= 45
+    breaks = sum(b.counter - a.counter > 5 for a, b in itertools.pairwise(sightings.seen))
+    assert 1 <= breaks <= 3, "what is decoded is decoded whole"
 
 
 def test_order() -> None:
