@@ -78,6 +78,17 @@ class Stage:
         own = present[name].rate if name in present else ASSUMED_RATE
         return others + size.width * size.height * own <= self.max_pixels_per_second
 
+    def admit(self, name: str, size: Size) -> None:
+        """Refuse a size that the lane does not carry or has no room for. Called on decoders' threads.
+
+        Raises:
+            PeerError: ``size`` or ``budget``.
+        """
+        check_size(size)
+        if not self.has_room(name, size):
+            text = f"{size.width}x{size.height} is more than the decoding budget has left"
+            raise PeerError("budget", text)
+
     def note_taken(self, records: Iterable[Record]) -> None:
         """These records enter the link now."""
         for record in records:
@@ -131,10 +142,8 @@ class Publication:
         Raises:
             PeerError: ``size`` or ``budget``.
         """
-        check_size(size)
-        if size != self.size and not self.stage.has_room(self.name, size):
-            text = f"{size.width}x{size.height} is more than the decoding budget has left"
-            raise PeerError("budget", text)
+        if size != self.size:
+            self.stage.admit(self.name, size)
 
     def _start(self, kind: StreamKind) -> None:
         if kind not in self._started:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import subprocess
+from typing import NoReturn
 
 import pytest
 
@@ -26,6 +28,8 @@ PACKAGES = {
 }
 """Program to Debian package."""
 
+RTSP_SERVER_PACKAGES = "python3 python3-gi gir1.2-gst-rtsp-server-1.0"
+
 SYSTEM_PATH = "/usr/bin:/usr/sbin:/bin:/sbin"
 """pynetdicom installs commands with DCMTK's names into the environment: only the system's are meant here."""
 
@@ -34,11 +38,25 @@ def require(program: str) -> str:
     """The path of `program`; skips the test (fails it in CI) where it is not installed."""
     path = shutil.which(program, path=SYSTEM_PATH)
     if path is None:
-        message = f"{program} is not installed: apt-get install {PACKAGES[program]}"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
+        _missing(program, PACKAGES[program])
     return path
+
+
+def require_rtsp_server() -> str:
+    """The Python that has GStreamer's RTSP server; skips the test (fails it in CI) where there is none."""
+    require("gst-launch-1.0")
+    python = shutil.which("python3", path=SYSTEM_PATH)
+    load = "import gi; gi.require_version('GstRtspServer', '1.0')"
+    if python is None or subprocess.run([python, "-c", load], capture_output=True, check=False).returncode:
+        _missing("GStreamer's RTSP server", RTSP_SERVER_PACKAGES)
+    return python
+
+
+def _missing(what: str, packages: str) -> NoReturn:
+    message = f"{what} is not installed: apt-get install {packages}"
+    if os.environ.get("CI"):
+        pytest.fail(message)
+    pytest.skip(message)
 
 
 def free_port(kind: socket.SocketKind = socket.SOCK_STREAM, host: str = "127.0.0.1") -> int:
