@@ -145,6 +145,13 @@ class Canvas:
         luma[:, frame.width :] = luma[:, frame.width - 1 : frame.width]
         luma[frame.height :] = luma[frame.height - 1 : frame.height]
 
+    def copy(self) -> Canvas:
+        """Another canvas with the same picture."""
+        twin = Canvas(self.width, self.height)
+        for target, plane in zip(twin._planes, self._planes, strict=True):
+            target[:] = plane
+        return twin
+
 
 class VideoEncoder:
     """One encoder of one size and profile."""

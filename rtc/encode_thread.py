@@ -66,6 +66,19 @@ class CodedPicture:
     times: Times | None
 
 
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """The last picture of a stream, when it was on the timeline and when it came (CLOCK_MONOTONIC ns)."""
+
+    canvas: Canvas
+    timeline_ns: int
+    offered_ns: int
+
+    def copy(self) -> Shown:
+        """The same on a canvas of its own."""
+        return Shown(self.canvas.copy(), self.timeline_ns, self.offered_ns)
+
+
 @dataclass(slots=True)
 class _Job:
     canvas: Canvas
@@ -133,6 +146,21 @@ class EncodeThread:
         with self._changed:
             self._waiting = _Job(canvas, timeline_ns, now_ns + GRACE_NS * stale, times, now_ns)
             self._changed.notify()
+
+    def show(self, shown: Shown) -> None:
+        """Begin with a picture that was there before; its canvas is this thread's from now on."""
+        now_ns = time.monotonic_ns()
+        timeline_ns = shown.timeline_ns + now_ns - shown.offered_ns
+        with self._changed:
+            self._waiting = _Job(shown.canvas, timeline_ns, now_ns, None, now_ns)
+            self._changed.notify()
+
+    @property
+    def shown(self) -> Shown | None:
+        """The last picture offered. Its canvas may be written over by the next offer but one."""
+        with self._changed:
+            job = self._waiting or self._last
+            return None if job is None else Shown(job.canvas, job.timeline_ns, job.offered_ns)
 
     def request_keyframe(self) -> None:
         """Make one soon; many requests make one."""
