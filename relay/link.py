@@ -67,5 +67,9 @@ class Inlet(Protocol):
         """
 
     @property
+    def epoch(self) -> int:
+        """The run of side A that is heard: it rises when A starts anew; -1 before the first fragment."""
+
+    @property
     def silent(self) -> bool:
         """Whether nothing at all came for `SILENCE_SECONDS`."""

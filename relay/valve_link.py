@@ -172,6 +172,11 @@ class ValveInlet:
         return f"<ValveInlet {self.decoder} silent={self.silent}>"
 
     @property
+    def epoch(self) -> int:
+        """See `link.Inlet.epoch`."""
+        return self.decoder.epoch
+
+    @property
     def silent(self) -> bool:
         """Whether nothing at all came for `SILENCE_SECONDS`."""
         return time.monotonic() - self._heard > SILENCE_SECONDS

@@ -133,11 +133,14 @@ class VideoThread(_Thread[Picture, VideoOutcome]):
         deliver: Callable[[list[VideoOutcome]], None],
         admit: Callable[[Size], None] = check_size,
         parameter_sets: bytes = b"",
+        pace: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """`admit` raises PeerError for a picture of a size that must not be decoded."""
+        """`admit` raises PeerError for a picture of a size that must not be decoded, `pace` for one that
+        arrived, at the given time, too soon after others."""
         self._payload = PAYLOADS[codec]
         self._decoder = VideoDecoder(codec, parameter_sets)
         self._admit = admit
+        self._pace = pace
         self._given: dict[int, Picture] = {}
         self._number = 0
         self._refused: Fault | None = None
@@ -164,6 +167,7 @@ class VideoThread(_Thread[Picture, VideoOutcome]):
         if self._refused is not None:
             yield self._refused
             return
+        self._pace(item.arrival_ns)
         self._number += 1
         self._given[self._number] = item
         if len(self._given) > MAX_IN_DECODER:

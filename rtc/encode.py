@@ -23,6 +23,7 @@ import av
 import numpy as np
 from av.video.frame import PictureType
 
+from relay.link import Arrival
 from relay.records import AudioFrame, Buffer, VideoFrame
 from rtc.packetize import (
     MAX_PAYLOAD,
@@ -151,18 +152,37 @@ class Canvas:
         luma[:, frame.width :] = luma[:, frame.width - 1 : frame.width]
         luma[frame.height :] = luma[frame.height - 1 : frame.height]
 
+    def copy(self) -> Canvas:
+        """Another canvas with the same picture."""
+        twin = Canvas(self.width, self.height)
+        for target, plane in zip(twin._planes, self._planes, strict=True):
+            target[:] = plane
+        return twin
+
 
 class Wrapped:
     """A picture that is encoded from where it lies: planes in a row, of even width and height."""
 
     def __init__(self, pixels: memoryview, width: int, height: int) -> None:
         self.width, self.height = width, height
+        self._pixels = pixels
         rows = np.frombuffer(pixels, np.uint8).reshape(height * 3 // 2, width)
         self.frame = av.VideoFrame.from_numpy_buffer(rows, "yuv420p")
+
+    def copy(self) -> Wrapped:
+        """The same picture for another encoder: nobody writes to it, so its memory may be shared."""
+        return Wrapped(self._pixels, self.width, self.height)
 
 
 Picture = Canvas | Wrapped
 """What an encoder takes."""
+
+
+def wrap(arrival: Arrival, frame: VideoFrame) -> Wrapped | None:
+    """The picture of `arrival` where it lies, if it may be kept there and needs no widening."""
+    if arrival.pixels is None or (frame.width | frame.height) & 1:
+        return None
+    return Wrapped(arrival.pixels, frame.width, frame.height)
 
 
 def slices(codec: str, width: int, height: int) -> int:

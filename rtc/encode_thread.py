@@ -18,7 +18,7 @@ import av
 
 from relay.link import Arrival
 from relay.records import VideoFrame
-from rtc.encode import Canvas, Coded, Picture, VideoEncoder, VideoProfile, Wrapped, even
+from rtc.encode import Canvas, Coded, Picture, VideoEncoder, VideoProfile, wrap
 from rtc.feedback import KeyframeGate
 
 STALE_NS = 100_000_000
@@ -64,6 +64,19 @@ class CodedPicture:
     height: int
     encoded_ns: int
     times: Times | None
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """The last picture of a stream, when it was on the timeline and when it came (CLOCK_MONOTONIC ns)."""
+
+    canvas: Picture
+    timeline_ns: int
+    offered_ns: int
+
+    def copy(self) -> Shown:
+        """The same on a canvas of its own."""
+        return Shown(self.canvas.copy(), self.timeline_ns, self.offered_ns)
 
 
 @dataclass(slots=True)
@@ -130,12 +143,9 @@ class EncodeThread:
             self._changed.notify()
 
     def _canvas(self, arrival: Arrival, frame: VideoFrame) -> Picture:
-        if (
-            arrival.pixels is not None
-            and even(frame.width) == frame.width
-            and even(frame.height) == frame.height
-        ):
-            return Wrapped(arrival.pixels, frame.width, frame.height)
+        wrapped = wrap(arrival, frame)
+        if wrapped is not None:
+            return wrapped
         with self._changed:
             # The one that waits is replaced in any case, so its memory may be drawn over at once.
             job, self._waiting = self._waiting, None
@@ -146,6 +156,21 @@ class EncodeThread:
             canvas = Canvas(frame.width, frame.height)
         canvas.draw(frame)
         return canvas
+
+    def show(self, shown: Shown) -> None:
+        """Begin with a picture that was there before; its canvas is this thread's from now on."""
+        now_ns = time.monotonic_ns()
+        timeline_ns = shown.timeline_ns + now_ns - shown.offered_ns
+        with self._changed:
+            self._waiting = _Job(shown.canvas, timeline_ns, now_ns, None, now_ns)
+            self._changed.notify()
+
+    @property
+    def shown(self) -> Shown | None:
+        """The last picture offered. Its canvas may be written over by the next offer but one."""
+        with self._changed:
+            job = self._waiting or self._last
+            return None if job is None else Shown(job.canvas, job.timeline_ns, job.offered_ns)
 
     def request_keyframe(self) -> None:
         """Make one soon; many requests make one."""

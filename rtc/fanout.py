@@ -6,6 +6,10 @@
 An encoder exists while somebody subscribes to its profile, and one serves all of them: a viewer more costs
 SRTP and sending, nothing else. Everything here runs on the loop; only the threads know codecs.
 
+A stream is live while its publisher is heard: it ends when A says so, when A has started anew, and when
+nothing came of it, or of A, for too long. The last picture of a live stream is kept, on the canvas of its
+encoder or on one of its own, so that whoever joins is shown it at once.
+
 Never here: sockets, RTP, SDP.
 """
 
@@ -13,17 +17,19 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from relay.link import Arrival
+from relay.link import SILENCE_SECONDS, Arrival
 from relay.metrics import Metrics
 from relay.records import AudioFrame, StreamKind, StreamStarted, StreamStopped, VideoFrame
 from relay.worker import Status
-from rtc.encode import VideoProfile
-from rtc.encode_thread import CodedPicture, EncodeThread
+from rtc.budget import PixelBudget
+from rtc.encode import Canvas, Picture, VideoProfile, wrap
+from rtc.encode_thread import CodedPicture, EncodeThread, Shown
 from rtc.feedback import agree
 from rtc.sound_thread import CodedSound, SoundThread
 from rtc.timeline import Timeline
@@ -32,7 +38,17 @@ FREEZE_NS = 500_000_000
 """Without a new picture for so long a live stream counts as frozen."""
 
 VOTE_SECONDS = 0.25
-"""Between two looks at the subscribers' votes."""
+"""Between two looks at the subscribers' votes, and at who was heard since the last one."""
+
+LINK_LOOKS = round(SILENCE_SECONDS / VOTE_SECONDS)
+"""Looks that may find the link silent; then no stream is live. Looks are counted and not time, since a sink
+that was itself stopped has heard nothing either, and must not cut off who was sending all along."""
+
+STREAM_SILENCE_SECONDS = 30.0
+"""A stream that sent nothing for so long has ended, though nobody said so. Side A ends streams after 3 s and
+says so; this is for when the word was lost. A publisher may show a still picture every few seconds."""
+
+STREAM_LOOKS = round(STREAM_SILENCE_SECONDS / VOTE_SECONDS)
 
 RATE_DEADBAND = 0.05
 """Changes of the bitrate below this share are not worth telling the encoder."""
@@ -40,12 +56,18 @@ RATE_DEADBAND = 0.05
 RAISE_NS = 2_000_000_000
 """Between two raises of the bitrate. Lowering is at once; a VP8 encoder pays each change with a keyframe."""
 
-BUDGET_SECONDS = 0.5
-"""How much of the pixel budget may be spent at once: streams that start together are no overload."""
-
+ENDS = {
+    "said": "its publisher has ended",
+    "restart": "side A has started anew",
+    "link": "nothing comes from side A",
+    "silence": "nothing came of it",
+}
+"""Why streams end, as a fixed word and for people."""
 
 MAX_PAST = 64
 """Names of streams that were there and are gone, so that a viewer is told to come again."""
+
+log = logging.getLogger("medferry.rtc")
 
 
 class Subscriber(Protocol):
@@ -103,6 +125,12 @@ class Stream:
     """One stream as side B knows it. It outlives its publisher while someone watches."""
 
     name: str
+    epoch: int = 0
+    """Of its publisher."""
+    quiet_looks: int = 0
+    """Looks since something came of it."""
+    last: Shown | None = None
+    """The last picture, while no encoder has it."""
     timeline: Timeline = field(default_factory=Timeline)
     kinds: set[StreamKind] = field(default_factory=set)
     rate: float = 0.0
@@ -130,6 +158,33 @@ class Stream:
         """Whether its picture stands still though it is live."""
         return StreamKind.VIDEO in self.kinds and now_ns - self.last_picture_ns > FREEZE_NS
 
+    def take_shown(self) -> Shown | None:
+        """The last picture, on a canvas that may be given away; None where there is none to show."""
+        if StreamKind.VIDEO not in self.kinds:
+            return None
+        for branch in self.branches.values():
+            shown = branch.thread.shown
+            return shown.copy() if shown else None
+        last, self.last = self.last, None
+        return last
+
+    def keep(self, arrival: Arrival, frame: VideoFrame, timeline_ns: int, now_ns: int) -> None:
+        """Keep a picture that nobody watches now, in place of the one before."""
+        picture: Picture | None = wrap(arrival, frame)
+        if picture is None:
+            canvas = self.last.canvas if self.last else None
+            if not isinstance(canvas, Canvas) or not canvas.fits(frame):
+                canvas = Canvas(frame.width, frame.height)
+            canvas.draw(frame)
+            picture = canvas
+        self.last = Shown(picture, timeline_ns, now_ns)
+
+    def end(self, *kinds: StreamKind) -> None:
+        """Its publisher sends nothing more of these kinds."""
+        self.kinds.difference_update(kinds)
+        if StreamKind.VIDEO not in self.kinds:
+            self.last = None
+
     def saw_picture(self, frame: VideoFrame, now_ns: int) -> None:
         """Count a picture."""
         self.kinds.add(StreamKind.VIDEO)
@@ -141,39 +196,26 @@ class Stream:
         self.last_picture_ns = now_ns
 
 
-@dataclass(slots=True)
-class PixelBudget:
-    """Encoded pixels a second that all streams share."""
-
-    per_second: int
-    _credit: float = 0.0
-    _counted_ns: int = 0
-
-    def spend(self, pixels: int, now_ns: int) -> bool:
-        """Whether a picture of so many pixels may be encoded now."""
-        earned = (now_ns - self._counted_ns) * self.per_second / 1e9
-        self._credit = min(self._credit + earned, self.per_second * BUDGET_SECONDS)
-        self._counted_ns = now_ns
-        if self._credit <= 0:
-            return False
-        self._credit -= pixels
-        return True
-
-
 class Hub:
     """All streams of one sink."""
 
-    def __init__(self, metrics: Metrics, *, max_streams: int, max_pixels_per_second: int) -> None:
+    def __init__(
+        self, metrics: Metrics, *, max_streams: int, max_pixels_per_second: int, max_frame_rate: float = 60.0
+    ) -> None:
         self.streams: dict[str, Stream] = {}
         self.metrics = metrics
         self.past: dict[str, None] = {}
         """Names of streams that are gone, the latest last."""
         self.refused = 0
         """Records of streams beyond the limit."""
+        self.stale = 0
+        """Records of a publisher that another has followed."""
         self.appeared: Callable[[Stream], None] = lambda _: None
         """Called when a stream has a publisher that had none."""
         self._max_streams = max_streams
-        self._budget = PixelBudget(max_pixels_per_second)
+        self._budget = PixelBudget(max_pixels_per_second, max_frame_rate)
+        self._source_epoch = -1
+        self._quiet_looks = 0
         self._closing: set[asyncio.Task[None]] = set()
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -183,33 +225,78 @@ class Hub:
     def deliver(self, arrival: Arrival) -> None:
         """Take one record off the link. Buffers in it are copied before this returns."""
         record = arrival.record
+        self._quiet_looks = 0
         match record:
             case VideoFrame():
                 self._video(arrival, record)
             case AudioFrame():
                 self._audio(record)
             case StreamStarted():
-                if (stream := self._stream(record.stream, record.kind)) is not None:
+                if (stream := self._stream(record.stream, record.kind, record.epoch)) is not None:
                     stream.rate = record.frame_rate_milli / 1000 or stream.rate
-            case StreamStopped(stream=name, kind=kind) if name in self.streams:
-                self.streams[name].kinds.discard(kind)
-                self._forget_idle()
+            case StreamStopped(stream=name) if name in self.streams:
+                stream = self.streams[name]
+                if record.epoch >= stream.epoch:
+                    self._end([stream], "said", record.kind)
             case _:
                 pass
 
-    def _stream(self, name: str, kind: StreamKind) -> Stream | None:
+    def heard_source(self, epoch: int) -> None:
+        """The run of side A that the next record is of. A new one knows nothing of the streams before."""
+        if epoch == self._source_epoch:
+            return
+        self._source_epoch = epoch
+        for stream in self.streams.values():
+            stream.epoch = 0
+        self._end(self._live(), "restart", *StreamKind)
+
+    def _live(self) -> list[Stream]:
+        return [stream for stream in self.streams.values() if stream.live]
+
+    def _stream(self, name: str, kind: StreamKind, epoch: int) -> Stream | None:
+        """The stream that a record belongs to; None where it is not to be used."""
         stream = self.streams.get(name)
-        if stream is None:
-            self._forget_idle()
-            if len(self.streams) >= self._max_streams:
+        if stream is not None and epoch < stream.epoch:
+            self.stale += 1
+            return None
+        if stream is None or not stream.live:
+            # Those that only viewers hold on to are as many as there are sessions, and take no one's place.
+            if len(self._live()) >= self._max_streams:
                 self.refused += 1
                 return None
-            stream = self.streams[name] = Stream(name)
+            stream = self.streams.setdefault(name, Stream(name))
+        if epoch > stream.epoch:
+            stream.end(*StreamKind)
+            stream.epoch = epoch
         new = not stream.live
         stream.kinds.add(kind)
+        stream.quiet_looks = 0
         if new:
             self.appeared(stream)
         return stream
+
+    def _end(self, streams: Iterable[Stream], why: str, *kinds: StreamKind) -> None:
+        """These kinds of live streams have ended; `why` is a key of `ENDS`."""
+        for stream in streams:
+            was_live = stream.live
+            stream.end(*kinds)
+            if was_live and not stream.live:
+                self.metrics.count("stream_ends", "Streams that are not live any more, by why", why=why)
+                text = "stream %s is not live: %s"
+                log.info(text, stream.name, ENDS[why], extra={"event": "stream_end", "why": why})
+        self._forget_idle()
+
+    def look(self) -> None:
+        """See who was silent for too long. To be called every `VOTE_SECONDS`."""
+        self._quiet_looks += 1
+        live = self._live()
+        for stream in live:
+            stream.quiet_looks += 1
+        quiet = [stream for stream in live if stream.quiet_looks > STREAM_LOOKS]
+        if live and self._quiet_looks > LINK_LOOKS:
+            self._end(live, "link", *StreamKind)
+        elif quiet:
+            self._end(quiet, "silence", *StreamKind)
 
     def _forget_idle(self) -> None:
         for name in [name for name, stream in self.streams.items() if stream.idle]:
@@ -220,7 +307,7 @@ class Hub:
             del self.past[name]
 
     def _video(self, arrival: Arrival, frame: VideoFrame) -> None:
-        stream = self._stream(frame.stream, StreamKind.VIDEO)
+        stream = self._stream(frame.stream, StreamKind.VIDEO, frame.epoch)
         if stream is None:
             return
         now_ns = time.monotonic_ns()
@@ -230,14 +317,23 @@ class Hub:
         latency("handover", stream.name).record_ns(arrival.entered_ns - frame.decoded_ns)
         latency("link", stream.name).record_ns(arrival.left_ns - arrival.entered_ns)
         timeline_ns = stream.timeline.at(frame.epoch, frame.media_ns, frame.captured_ns)
-        for branch in stream.branches.values():
-            if self._budget.spend(frame.width * frame.height, now_ns):
+        if not stream.branches:
+            stream.keep(arrival, frame, timeline_ns, now_ns)
+        for profile, branch in stream.branches.items():
+            if self._pays(stream, profile, frame.width * frame.height, now_ns):
                 branch.thread.offer(arrival, frame, timeline_ns)
             else:
                 stream.over_budget += 1
+                self.metrics.count("media_over_budget", "Pictures left out: they came too fast")
+
+    def _pays(self, stream: Stream, profile: VideoProfile, pixels: int, now_ns: int) -> bool:
+        """Whether a picture may be encoded now."""
+        key = (stream.name, profile)
+        admitted = self._budget.reserve(key, pixels, stream.rate)
+        return admitted and self._budget.spend(key, pixels, now_ns)
 
     def _audio(self, frame: AudioFrame) -> None:
-        stream = self._stream(frame.stream, StreamKind.AUDIO)
+        stream = self._stream(frame.stream, StreamKind.AUDIO, frame.epoch)
         if stream is None:
             return
         stream.sounds += 1
@@ -262,7 +358,11 @@ class Hub:
                 lambda picture: self._publish(stream, profile, picture),
                 self._failed,
             )
+            shown = stream.take_shown()
+            if shown is not None:
+                thread.show(shown)
             branch = stream.branches[profile] = Branch(thread)
+            self._budget.enter((stream.name, profile))
         branch.subscribers.append(subscriber)
         branch.thread.request_keyframe()
         return branch.thread
@@ -300,7 +400,10 @@ class Hub:
         idle: list[EncodeThread | SoundThread] = []
         for profile, branch in list(stream.branches.items()):
             if _without(branch.subscribers, subscriber):
+                last = stream.take_shown() if len(stream.branches) == 1 else None
                 idle.append(stream.branches.pop(profile).thread)
+                self._budget.leave((stream.name, profile))
+                stream.last = last
         for bitrate, sound_branch in list(stream.sound_branches.items()):
             if _without(sound_branch.subscribers, subscriber):
                 idle.append(stream.sound_branches.pop(bitrate).thread)
@@ -324,6 +427,7 @@ class Hub:
             done, _ = await asyncio.wait({self._failure}, timeout=VOTE_SECONDS)
             if done:
                 self._failure.result()
+            self.look()
             now_ns = time.monotonic_ns()
             for stream in self.streams.values():
                 for branch in stream.branches.values():

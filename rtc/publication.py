@@ -3,7 +3,8 @@
     DecodedPicture, DecodedSound ─▶ Publication ─▶ VideoFrame, AudioFrame, StreamStarted, StreamStopped
 
 `Stage` is where all publications of a source meet: the mailbox, the epochs, and the admission by number of
-streams and by pixels a second, so that one publisher more never takes from those that are there.
+streams and by pixels a second, so that one publisher more never takes from those that are there. No picture
+gets into the mailbox without admission and payment, whoever decoded it; decoders that can ask before.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ from relay.errors import PeerError
 from relay.mailbox import Mailbox
 from relay.metrics import Metrics
 from relay.records import AudioFrame, Record, StopReason, StreamKind, StreamStarted, StreamStopped, VideoFrame
+from rtc.budget import ASSUMED_RATE, Bucket, PixelBudget
 from rtc.decode import OPUS_CHANNELS, OPUS_RATE, check_size
 from rtc.decode_thread import DecodedPicture, DecodedSound
 from rtc.depayload import Size
+from rtc.faults import FaultLog
 
-ASSUMED_RATE = 30.0
-"""Pictures a second of a stream that was not measured yet."""
+DECODE_SLACK = 2.0
+"""Pictures are decoded up to so many times the lane's greatest rate, since what follows refers to them; what
+comes faster is not decoded until the next keyframe."""
 
 RATE_WINDOW = 60
 """Pictures over which the rate is measured."""
@@ -40,7 +44,8 @@ class Stage:
     metrics: Metrics
     epoch: int
     max_streams: int
-    max_pixels_per_second: int
+    max_frame_rate: float
+    budget: PixelBudget
     publications: dict[str, Publication] = field(default_factory=dict)
     entered: Counter[tuple[str, int, StreamKind]] = field(default_factory=Counter)
     """Frames that entered the link, by stream, epoch and kind, of publications that are there."""
@@ -58,11 +63,12 @@ class Stage:
         if len(self.publications) >= self.max_streams:
             self.refused["full"] += 1
             raise PeerError("full", f"{self.max_streams} streams are being published; that is the limit")
-        if self.pixels_per_second >= self.max_pixels_per_second:
+        if self.budget.held >= self.budget.per_second:
             self.refused["full"] += 1
             raise PeerError("full", "the streams that are there use all of the decoding budget")
         self.epoch = max(self.epoch + 1, int(time.time()))
         publication = self.publications[name] = Publication(name=name, epoch=self.epoch, stage=self)
+        self.budget.enter(publication.epoch)
         return publication
 
     @property
@@ -70,24 +76,22 @@ class Stage:
         """What is being decoded now."""
         return sum(item.pixels_per_second for item in self.publications.values())
 
-    def has_room(self, name: str, size: Size) -> bool:
-        """Whether the budget has room for stream `name` at `size`."""
-        # A copy, since decoder threads ask while the loop opens and stops streams.
-        present = dict(self.publications)
-        others = sum(item.pixels_per_second for key, item in present.items() if key != name)
-        own = present[name].rate if name in present else ASSUMED_RATE
-        return others + size.width * size.height * own <= self.max_pixels_per_second
+    def tell_faults(self) -> None:
+        """Log the faults that were left out so far. To be called each second."""
+        for publication in self.publications.values():
+            publication.fault_log.flush()
 
-    def admit(self, name: str, size: Size) -> None:
-        """Refuse a size that the lane does not carry or has no room for. Called on decoders' threads.
+    def admit(self, size: Size) -> None:
+        """Refuse a size that the lane does not carry or has no room for, before there is a publication.
+
+        For sources that decode before they publish; may be called on any thread.
 
         Raises:
             PeerError: ``size`` or ``budget``.
         """
         check_size(size)
-        if not self.has_room(name, size):
-            text = f"{size.width}x{size.height} is more than the decoding budget has left"
-            raise PeerError("budget", text)
+        if not self.budget.has_room(size.width * size.height):
+            raise _over_budget(size)
 
     def note_taken(self, records: Iterable[Record]) -> None:
         """These records enter the link now."""
@@ -109,10 +113,19 @@ class Publication:
     sounds: int = 0
     size: Size | None = None
     declared_rate_milli: int = 0
+    over_budget: int = 0
+    """Pictures that came faster than the lane or the stream's share of the budget allows."""
     faults: Counter[str] = field(default_factory=Counter)
+    fault_log: FaultLog = field(init=False)
     stopped: bool = False
+    _admitted: Size | None = None
+    _decoding: Bucket = field(init=False)
     _started: set[StreamKind] = field(default_factory=set)
     _times: deque[int] = field(default_factory=lambda: deque(maxlen=RATE_WINDOW))
+
+    def __post_init__(self) -> None:
+        self.fault_log = FaultLog(self.name)
+        self._decoding = Bucket(self.stage.max_frame_rate * DECODE_SLACK)
 
     def __repr__(self) -> str:
         state = "stopped" if self.stopped else f"{self.pictures} pictures, {self.sounds} sounds"
@@ -137,13 +150,26 @@ class Publication:
         return 0.0 if self.size is None else self.size.width * self.size.height * self.rate
 
     def admit(self, size: Size) -> None:
-        """Refuse a size that the lane does not carry or has no room for. Called on the decoder's thread.
+        """Refuse a size that the lane does not carry or has no room for. May be called on any thread.
 
         Raises:
             PeerError: ``size`` or ``budget``.
         """
-        if size != self.size:
-            self.stage.admit(self.name, size)
+        check_size(size)
+        rate = self.declared_rate_milli / 1000
+        if not self.stage.budget.reserve(self.epoch, size.width * size.height, rate):
+            raise _over_budget(size)
+        self._admitted = size
+
+    def pace(self, arrival_ns: int) -> None:
+        """Refuse to decode a picture that comes far too fast. Called on the decoder's thread.
+
+        Raises:
+            PeerError: ``rate``.
+        """
+        if not self._decoding.take(1, arrival_ns):
+            limit = f"{self.stage.max_frame_rate:.0f} pictures a second"
+            raise PeerError("rate", f"more than {DECODE_SLACK:.0f} times the lane's {limit}: send fewer")
 
     def _start(self, kind: StreamKind) -> None:
         if kind not in self._started:
@@ -155,11 +181,9 @@ class Publication:
 
     def picture(self, decoded: DecodedPicture, media_ns: int) -> None:
         """Hand on a picture; `media_ns` as in `relay.records.VideoFrame`."""
-        if self.stopped:
+        if self.stopped or not self._accepts(decoded):
             return
         self._start(StreamKind.VIDEO)
-        self.size = Size(width=decoded.width, height=decoded.height)
-        self._times.append(decoded.arrival_ns)
         self.stage.mailbox.put(
             VideoFrame(
                 stream=self.name,
@@ -175,6 +199,24 @@ class Publication:
         )
         self.pictures += 1
         self.stage.metrics.latency("receive", self.name).record_ns(decoded.decoded_ns - decoded.arrival_ns)
+
+    def _accepts(self, decoded: DecodedPicture) -> bool:
+        """Whether the lane carries a picture of this size, now."""
+        size = Size(width=decoded.width, height=decoded.height)
+        if size != self._admitted:
+            try:
+                self.admit(size)
+            except PeerError as error:
+                self.fault(error.reason, str(error))
+                return False
+        self.size = size
+        self._times.append(decoded.arrival_ns)
+        # By arrival: pictures that a jitter buffer held and lets go together did not come too fast.
+        if not self.stage.budget.spend(self.epoch, size.width * size.height, decoded.arrival_ns):
+            self.over_budget += 1
+            self.stage.metrics.count("media_over_budget", "Pictures left out: they came too fast")
+            return False
+        return True
 
     def sound(self, decoded: DecodedSound, media_ns: int) -> None:
         """Hand on sound, in frames of 20 ms at most; `media_ns` is that of its first sample."""
@@ -205,12 +247,14 @@ class Publication:
             "rate": round(self.rate, 1) if self.pictures else None,
             "pictures": self.pictures,
             "sounds": self.sounds,
+            "over_budget": self.over_budget,
             "faults": dict(self.faults),
         }
 
-    def fault(self, reason: str) -> None:
-        """Count a picture or packet that could not be used."""
+    def fault(self, reason: str, detail: str = "") -> None:
+        """Count and log a picture or packet that could not be used: a fixed word, and a text for people."""
         self.faults[reason] += 1
+        self.fault_log.note(reason, detail)
         self.stage.metrics.count("media_faults", "Media that could not be decoded", reason=reason)
 
     def stop(self, reason: StopReason) -> None:
@@ -218,9 +262,15 @@ class Publication:
         if self.stopped:
             return
         self.stopped = True
+        self.fault_log.flush()
+        self.stage.budget.leave(self.epoch)
         del self.stage.publications[self.name]
         for kind in sorted(self._started):
             frames = self.stage.entered.pop((self.name, self.epoch, kind), 0)
             self.stage.mailbox.put(
                 StreamStopped(stream=self.name, kind=kind, epoch=self.epoch, reason=reason, frames=frames)
             )
+
+
+def _over_budget(size: Size) -> PeerError:
+    return PeerError("budget", f"{size.width}x{size.height} is more than the decoding budget has left")

@@ -354,7 +354,7 @@ class RtspPull:
         if publication is not None:
             publication.admit(size)
         else:
-            self._stage.admit(self.name, size)
+            self._stage.admit(size)
 
     def take(self, outcome: DecodedPicture | DecodedSound | Fault, seconds: float) -> None:
         """What the thread decoded; `seconds` is its time on the camera's clock.

@@ -99,6 +99,9 @@ PayloadType = Annotated[int, Field(ge=96, le=127)]
 Bitrate = Annotated[int, Field(ge=50_000, le=50_000_000)]
 """Bits per second of a video stream."""
 
+FrameRate = Annotated[float, Field(ge=1, le=240)]
+"""Pictures a second."""
+
 AudioBitrate = Annotated[int, Field(ge=6_000, le=510_000)]
 """Bits per second of Opus (RFC 6716 §2.1.1)."""
 
@@ -248,6 +251,8 @@ class MediaSource(SideSettings):
     """Publishers at once."""
     max_pixels_per_second: Annotated[int, Field(ge=1_000_000, le=10_000_000_000)] = 500_000_000
     """Decoded pixels a second of all streams together: eight streams of 1080p30."""
+    max_frame_rate: FrameRate = 60.0
+    """Pictures a second of one stream; what comes faster is left out."""
 
     @model_validator(mode="after")
     def _has_a_source(self) -> MediaSource:
@@ -343,6 +348,8 @@ class MediaSink(SideSettings):
     max_streams: Annotated[int, Field(ge=1, le=MAX_STREAMS)] = 16
     max_pixels_per_second: Annotated[int, Field(ge=1_000_000, le=10_000_000_000)] = 500_000_000
     """Encoded pixels a second of all encoders together: eight of 1080p30."""
+    max_frame_rate: FrameRate = 60.0
+    """Pictures a second of one stream, whatever the source says."""
 
     @model_validator(mode="after")
     def _has_a_sink(self) -> MediaSink:

@@ -35,6 +35,7 @@ async def run(side: SinkSide) -> None:
         side.metrics,
         max_streams=settings.max_streams,
         max_pixels_per_second=settings.max_pixels_per_second,
+        max_frame_rate=settings.max_frame_rate,
     )
     rtp = RtpOut(settings.rtp, hub, side) if settings.rtp else None
     whep = Whep(settings.whep, hub, side) if settings.whep else None
@@ -42,7 +43,11 @@ async def run(side: SinkSide) -> None:
         hub.appeared = rtp.appeared
 
     def status() -> Status:
-        figures: Status = {"streams": hub.figures(), "refused_records": hub.refused}
+        figures: Status = {
+            "streams": hub.figures(),
+            "refused_records": hub.refused,
+            "stale_records": hub.stale,
+        }
         if whep is not None:
             figures["viewers"] = whep.figures()
         if rtp is not None:
@@ -68,6 +73,7 @@ async def _serve(side: SinkSide, hub: Hub) -> None:
     """Until the side drains or A has ended for good; an encoder's failure ends the worker."""
 
     def deliver(arrival: Arrival) -> None:
+        hub.heard_source(side.inlet.epoch)
         hub.deliver(arrival)
 
     async with asyncio.TaskGroup() as tasks:

@@ -16,6 +16,7 @@ from relay.errors import ConfigError
 from relay.mailbox import Mailbox
 from relay.worker import SourceSide, Status
 from rtc import pages
+from rtc.budget import PixelBudget
 from rtc.publication import Stage
 from rtc.rtp_in import RtpIn, open_ports
 from rtc.rtsp import RtspPull
@@ -27,7 +28,7 @@ MAX_SDP_FILE = 65_536
 """Bytes of an SDP file."""
 
 GAUGE_SECONDS = 1.0
-"""Between two updates of the gauges."""
+"""Between two updates of the gauges and of the log of faults."""
 
 
 async def run(side: SourceSide) -> None:
@@ -44,7 +45,8 @@ async def run(side: SourceSide) -> None:
         metrics=side.metrics,
         epoch=side.epoch,
         max_streams=lane.source.max_streams,
-        max_pixels_per_second=lane.source.max_pixels_per_second,
+        max_frame_rate=lane.source.max_frame_rate,
+        budget=PixelBudget(lane.source.max_pixels_per_second, lane.source.max_frame_rate),
     )
     receivers = _receivers(side, lane, stage)
     pulls = [RtspPull(stage, item) for item in lane.source.rtsp]
@@ -91,6 +93,7 @@ async def _emptied(mailbox: Mailbox, seconds: float) -> None:
 async def _gauges(stage: Stage) -> None:
     while True:
         await asyncio.sleep(GAUGE_SECONDS)
+        stage.tell_faults()
         counters = stage.mailbox.counters
         gauge = stage.metrics.gauge
         gauge("mailbox_fill", "Records waiting for the link", stage.mailbox.fill)

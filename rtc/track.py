@@ -10,7 +10,6 @@ new sources is counted and ignored.
 from __future__ import annotations
 
 import asyncio
-import logging
 import secrets
 import time
 from collections.abc import Callable, Iterable
@@ -40,11 +39,6 @@ from rtc.settings import AUDIO_CLOCK, VIDEO_CLOCK
 SSRC_SILENCE_NS = SECOND_NS
 """A source that was silent for so long may be replaced by another."""
 
-LOG_INTERVAL_NS = 5 * SECOND_NS
-"""Between two log lines about faults of one track; all of them are counted."""
-
-log = logging.getLogger("medferry.rtc")
-
 Send = Callable[[bytes], object]
 """Sends one RTCP packet to the stream's sender; does nothing where there is no way to it."""
 
@@ -65,7 +59,6 @@ class Track:
         self._reception = Reception(rate=clock.rate)
         self._timer: asyncio.TimerHandle | None = None
         self._heard_ns = 0
-        self._logged_ns = -LOG_INTERVAL_NS
         self._closed = False
 
     def __repr__(self) -> str:
@@ -147,18 +140,6 @@ class Track:
         self._due(time.monotonic_ns())
         self._arm()
 
-    def _fault(self, reason: str, detail: str) -> None:
-        self.publication.fault(reason)
-        now_ns = time.monotonic_ns()
-        if now_ns - self._logged_ns >= LOG_INTERVAL_NS:
-            self._logged_ns = now_ns
-            log.warning(
-                "stream %s: %s",
-                self.publication.name,
-                detail,
-                extra={"event": "media_fault", "reason": reason},
-            )
-
 
 class VideoTrack(Track):
     """One video stream."""
@@ -178,7 +159,7 @@ class VideoTrack(Track):
         self.codec = codec
         payload = PAYLOADS[codec]
         self._jitter = VideoJitter(starts=payload.starts, is_keyframe=payload.is_keyframe, trusting=trusting)
-        self._thread = VideoThread(codec, self._decoded, publication.admit, parameter_sets)
+        self._thread = VideoThread(codec, self._decoded, publication.admit, parameter_sets, publication.pace)
 
     def set_rtt(self, rtt_ns: int | None) -> None:
         """The round trip to the sender, as measured elsewhere."""
@@ -231,7 +212,7 @@ class VideoTrack(Track):
                 media_ns = self._clock.time_ns(outcome.timestamp, outcome.arrival_ns)
                 self.publication.picture(outcome, media_ns)
                 continue
-            self._fault(outcome.reason, outcome.detail)
+            self.publication.fault(outcome.reason, outcome.detail)
             if not outcome.refused:
                 self._ask_again(outcome.serial)
                 self._arm()
@@ -292,7 +273,7 @@ class AudioTrack(Track):
     def _decoded(self, outcomes: list[AudioOutcome]) -> None:
         for outcome in outcomes:
             if not isinstance(outcome, DecodedSound):
-                self._fault(outcome.reason, outcome.detail)
+                self.publication.fault(outcome.reason, outcome.detail)
                 continue
             timestamp = self._following if outcome.timestamp is None else outcome.timestamp
             if timestamp is None:

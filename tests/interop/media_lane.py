@@ -44,8 +44,18 @@ def lane(
     host: str = "127.0.0.1",
     rtp_out: str | None = None,
     bitrate: int = BITRATE,
+    shows: str | None = "camera",
 ) -> Iterator[Lane]:
-    """Run a relay. `rtp_out`: where it sends plain RTP to; a free port if not given."""
+    """Run a relay.
+
+    Args:
+        directory: For its files.
+        codec: Of plain RTP, in and out.
+        host: Where all of its ends are.
+        rtp_out: Where it sends plain RTP to; a free port if not given.
+        bitrate: Of plain RTP out.
+        shows: The stream of plain RTP out; None for the first that appears.
+    """
     rtp_in, rtp_out = address(host, free_pair(host)), rtp_out or address(host, free_pair(host))
     whip, whep = (address(host, free_port(host=host)) for _ in range(2))
     config = f"""\
@@ -64,7 +74,7 @@ listen = "{whip}"
 [lane.sink.rtp]
 address = "{rtp_out}"
 codec = "{codec}"
-stream = "camera"
+{f'stream = "{shows}"' if shows else ""}
 bitrate = {bitrate}
 [lane.sink.whep]
 listen = "{whep}"

@@ -93,11 +93,13 @@ def spawned(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[byte
             process.wait()
 
 
-def ffmpeg_sender(codec: str, host: str, port: int, source: Path, sdp: Path) -> list[str]:
+def ffmpeg_sender(
+    codec: str, host: str, port: int, source: Path, sdp: Path, encoder: str | None = None
+) -> list[str]:
     """FFmpeg sends the clip in a loop, and writes the SDP that describes it."""
     raw = f"-f rawvideo -pix_fmt yuv420p -s {SIZE.width}x{SIZE.height} -r {SIZE.rate}"
     command = f"-hide_banner -loglevel warning -re -stream_loop -1 {raw} -i"
-    output = f"{FFMPEG_ENCODERS[codec]} -payload_type {PAYLOAD_TYPE} -f rtp -sdp_file"
+    output = f"{encoder or FFMPEG_ENCODERS[codec]} -payload_type {PAYLOAD_TYPE} -f rtp -sdp_file"
     url = f"rtp://{address(host, port)}?pkt_size=1200"
     return [require("ffmpeg"), *command.split(), str(source), *output.split(), str(sdp), url]
 

@@ -28,6 +28,9 @@ NOISE_MS = 150
 
 WARM_UP_PICTURES = 30
 
+JOIN_SECONDS = 0.5
+"""From connected to a picture: requirement ST-6."""
+
 
 def latencies(seen: list[Sighting]) -> list[float]:
     return [sighting.latency_ms for sighting in seen]
@@ -86,23 +89,42 @@ async def test_a_viewer_who_joins_sees_a_picture_within_half_a_second(tmp_path: 
         await sender.connect()
         camera = asyncio.create_task(Camera(SIZE, "room").run(60, sender.offer))
         try:
-            await asyncio.sleep(2)
-            delays = []
-            for _ in range(3):
-                viewer = WhepReceiver(relay.whep, "h264")
-                await viewer.connect()
-                connected = time.monotonic()
-                async with asyncio.timeout(10):
-                    while not viewer.sightings.seen:
-                        await asyncio.sleep(0.005)
-                delays.append(time.monotonic() - connected)
-                await viewer.close()
+            await asyncio.sleep(1)
+            # The first one makes the encoder; the others come at any time after its last keyframe.
+            delays = [await _join(relay.whep, 0.11 * number) for number in range(6)]
         finally:
             camera.cancel()
             await asyncio.wait([camera])
             await sender.close()
-    assert min(delays) < 0.5, delays
-    assert max(delays) < 1.0, delays
+    assert max(delays) < JOIN_SECONDS, delays
+
+
+async def test_a_viewer_who_joins_a_still_stream_sees_its_picture(tmp_path: Path) -> None:
+    with lane(tmp_path) as relay:
+        sender = WhipSender(relay.whip, "h264", BITRATE, SIZE.rate)
+        await sender.connect()
+        camera = Camera(SIZE, "room")
+        try:
+            # One picture, and then nothing for as long as the test takes.
+            sender.offer(camera.picture(0))
+            delays = [await _join(relay.whep, 0.2 * number) for number in range(3)]
+        finally:
+            await sender.close()
+    assert max(delays) < JOIN_SECONDS, delays
+
+
+async def _join(url: str, wait: float) -> float:
+    """Watch after a while; seconds from connected to the first decoded picture."""
+    await asyncio.sleep(wait)
+    viewer = await _viewer(url)
+    connected = time.monotonic()
+    try:
+        async with asyncio.timeout(10):
+            while not viewer.sightings.seen:
+                await asyncio.sleep(0.005)
+        return time.monotonic() - connected
+    finally:
+        await viewer.close()
 
 
 @pytest.mark.peer
@@ -127,14 +149,7 @@ async def test_ffmpeg_publishes_by_whip(tmp_path: Path) -> None:
 async def _first_pictures(url: str, log: Path) -> list[Sighting]:
     """What a viewer sees of a stream that may not be there yet."""
     async with asyncio.timeout(30):
-        while True:
-            viewer = WhepReceiver(url, "h264")
-            try:
-                await viewer.connect()
-                break
-            except MedferryError:
-                await viewer.close()
-                await asyncio.sleep(0.2)
+        viewer = await _viewer(url)
         try:
             while len(viewer.sightings.seen) < 30:
                 await asyncio.sleep(0.02)
@@ -142,3 +157,17 @@ async def _first_pictures(url: str, log: Path) -> list[Sighting]:
             await viewer.close()
     assert viewer.sightings.seen, log.read_text()
     return viewer.sightings.seen
+
+
+async def _viewer(url: str) -> WhepReceiver:
+    """A viewer of a stream, as soon as it is there."""
+    async with asyncio.timeout(30):
+        while True:
+            viewer = WhepReceiver(url, "h264")
+            try:
+                await viewer.connect()
+            except MedferryError:
+                await viewer.close()
+                await asyncio.sleep(0.2)
+            else:
+                return viewer

@@ -34,7 +34,14 @@ def coded_pictures(
     found: list[bytes] = []
     noise = np.random.default_rng(1).integers(0, 24, (height * 3 // 2, width), np.uint8)
     for index in range(count):
-        frame = av.VideoFrame.from_ndarray(noise + np.uint8(40 + 3 * (index % 60)), "yuv420p")
+        grey = 40 + 3 * (index % 60)
+        if width % 2 or height % 2:
+            # An array cannot hold chroma that is rounded up: these are flat.
+            frame = av.VideoFrame(width, height, "yuv420p")
+            for plane in frame.planes:
+                plane.update(bytes([grey]) * plane.buffer_size)
+        else:
+            frame = av.VideoFrame.from_ndarray(noise + np.uint8(grey), "yuv420p")
         frame.pts = index
         found += [bytes(packet) for packet in context.encode(frame)]
     found += [bytes(packet) for packet in context.encode(None)]

@@ -30,6 +30,7 @@ class FakeInlet:
     """An inlet that gives what a test puts in; buffers are written over afterwards, as a link may."""
 
     silent = False
+    epoch = 1
 
     def __init__(self) -> None:
         self._queue: asyncio.Queue[Arrival | None] = asyncio.Queue()

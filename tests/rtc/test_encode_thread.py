@@ -165,7 +165,7 @@ async def test_pictures_with_memory_of_their_own_are_not_copied_and_live_until_e
         frame = picture(number)
         # Every other one is only lent: drawing it must not touch the memory of those that are kept.
         pixels = None if number % 2 else memoryview(b"".join(map(bytes, frame.planes)))
-        bench.thread.offer(Arrival(frame, now_ns, now_ns, pixels), frame, frame.captured_ns)
+        bench.thread.offer(Arrival(frame, now_ns, now_ns, pixels=pixels), frame, frame.captured_ns)
         if number == 3:
             bench.thread.request_keyframe()
         await bench.until(number + 1)

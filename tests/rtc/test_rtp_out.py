@@ -26,8 +26,9 @@ def _arrival(record: Record) -> Arrival:
     return Arrival(record, now_ns, now_ns)
 
 
-def _stopped(stream: str) -> Record:
-    return StreamStopped(stream=stream, kind=StreamKind.VIDEO, epoch=1, reason=StopReason.ENDED, frames=1)
+def _stopped(stream: str, epoch: int = 1) -> Record:
+    kind, reason = StreamKind.VIDEO, StopReason.ENDED
+    return StreamStopped(stream=stream, kind=kind, epoch=epoch, reason=reason, frames=1)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,7 @@ async def test_the_first_stream_until_it_stops_then_the_next(tmp_path: Path) -> 
         (picture(0, stream="second"), "first"),
         (_stopped("first"), "first"),
         (StreamStarted(stream="first", kind=StreamKind.VIDEO, epoch=2), "first"),
-        (_stopped("first"), "first"),
+        (_stopped("first", epoch=2), "first"),
         (_stopped("second"), "first"),
         (picture(1, stream="second"), "second"),
     ):

@@ -17,6 +17,7 @@ from relay.metrics import Metrics
 from relay.records import StopReason
 from relay.worker import SourceSide
 from rtc import rtsp
+from rtc.budget import PixelBudget
 from rtc.decode_thread import DecodedSound
 from rtc.publication import AUDIO_BYTES, Stage
 from rtc.rtsp import MAX_PARTS, PART_NS, PART_SECONDS, RtspPull, Trickle
@@ -156,7 +157,8 @@ async def test_a_fault_of_ours_is_not_taken_for_the_cameras(monkeypatch: pytest.
         metrics=Metrics("camera", "source"),
         epoch=1,
         max_streams=1,
-        max_pixels_per_second=1_000_000,
+        max_frame_rate=60.0,
+        budget=PixelBudget(1_000_000, 60.0),
     )
     pull = RtspPull(stage, RtspSettings(url="rtsp://camera.example/1", stream="ward"))
     with pytest.raises(KeyError, match="ours"):
