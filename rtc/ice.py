@@ -124,13 +124,19 @@ class IceSession(Connection):
         self.rtt_ns: int | None = None
         """Round trip, from consent checks; None before the first."""
         self.dropped_sends = 0
+        self._valid: set[tuple[StunProtocol, Address]] = set()
+        """Pairs on which a check of ours was answered."""
+        self._checked: set[tuple[StunProtocol, Address]] = set()
+        """Pairs on which a check of the peer came. Both are bounded by the candidates."""
 
     def is_member(self, protocol: StunProtocol, source: Address) -> bool:
-        """Whether `source` is the nominated pair's; before nomination, of any pair of the check list."""
-        pair = self._nominated.get(1)
-        if pair is not None:
-            return pair.protocol is protocol and pair.remote_addr == source
-        return any(item.protocol is protocol and item.remote_addr == source for item in self._check_list)
+        """Whether `source` has proved that it is the peer, by the passwords of this session.
+
+        A peer may send on any valid pair, whichever one is nominated here (RFC 8445 §12). Before nomination
+        its own check is enough: its handshake may overtake the answer to ours.
+        """
+        pair = (protocol, source)
+        return pair in self._valid or (pair in self._checked and not self._nominated)
 
     async def gather_candidates(self) -> None:
         """Open a socket on each address and ask the STUN and TURN servers.
@@ -253,10 +259,18 @@ class IceSession(Connection):
 
     def check_incoming(self, message: stun.Message, addr: Address, protocol: StunProtocol) -> None:
         """A check that carries the session's password: the peer is alive."""
-        if len(self._remote_candidates) >= 2 * MAX_REMOTE_CANDIDATES and not self.is_member(protocol, addr):
+        known = any((item._network_host, item.port) == addr for item in self._remote_candidates)
+        if len(self._remote_candidates) >= 2 * MAX_REMOTE_CANDIDATES and not known:
             return
         self.heard_ns = time.monotonic_ns()
+        self._checked.add((protocol, addr))
         super().check_incoming(message, addr, protocol)
+
+    def check_complete(self, pair: CandidatePair) -> None:
+        """A check of ours has ended; an answered one makes its pair valid (RFC 8445 §7.2.5.3.2)."""
+        if pair.state is CandidatePair.State.SUCCEEDED:
+            self._valid.add((pair.protocol, pair.remote_addr))
+        super().check_complete(pair)
 
     def data_received(self, data: bytes, component: int) -> None:
         """Queue a DTLS datagram for the handshake, which has its own retransmission."""

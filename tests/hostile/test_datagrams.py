@@ -19,15 +19,23 @@ from rtc.peer import Peer, PeerEnd, PeerState
 from tests.rtc.fakes import bound, until
 
 
+REQUEST = stun.Class.REQUEST
+
+FOREIGN = 0xF0F0F0F0
+"""An SSRC that the peer's own media do not have."""
+
+
 class Handler:
     """Counts what a peer hands over."""
 
     def __init__(self) -> None:
         self.rtp = 0
+        self.ssrcs: set[int] = set()
         self.states: list[PeerState] = []
 
     def rtp_received(self, packet: bytes, arrival_ns: int) -> None:
         self.rtp += 1
+        self.ssrcs.add(int.from_bytes(packet[8:12], "big"))
 
     def rtcp_received(self, packet: bytes, arrival_ns: int) -> None:
         pass
@@ -55,6 +63,13 @@ class Session:
         await until(lambda: self.handler.rtp > 2)
         line = next(line for line in answer.split("\r\n") if line.startswith("a=candidate"))
         self.target = ("127.0.0.1", int(line.split()[5]))
+
+    def media(self, seq: int, ssrc: int = FOREIGN) -> bytes:
+        """A packet that the peer itself has encrypted."""
+        packet = struct.pack("!BBHII", 0x80, 96, seq, 0, ssrc) + bytes(20)
+        transport = self.remote.getTransceivers()[0].sender.transport
+        protected: bytes = transport._tx_srtp.protect(packet)
+        return protected
 
     def attack(self, *datagrams: bytes) -> None:
         for datagram in datagrams:
@@ -111,6 +126,44 @@ async def test_a_stranger_cannot_become_the_peer(session: Session) -> None:
     session.attack(*[b"\x80\x60" + bytes(40)] * 20)
     assert await session.lives()
     assert session.peer.refused["source"] >= 20
+
+
+def check(session: Session) -> bytes:
+    """A connectivity check as the peer itself would send it: with the password of the session."""
+    request = stun.Message(message_method=stun.Method.BINDING, message_class=stun.Class.REQUEST)
+    request.attributes["USERNAME"] = f"{session.peer.local_ufrag}:{session.peer.remote_ufrag}"
+    request.attributes["PRIORITY"] = 1
+    request.attributes["ICE-CONTROLLING"] = 1
+    request.add_message_integrity(session.peer._ice.local_password.encode())
+    return bytes(request)
+
+
+async def test_media_on_any_valid_pair_is_taken_and_on_no_other(session: Session) -> None:
+    """RFC 8445 §12: a peer may send on another valid pair than the one that we send on."""
+    loop = asyncio.get_running_loop()
+    other = bound(socket.SOCK_DGRAM)
+    before = session.peer.refused["source"]
+    await loop.sock_sendto(other, session.media(1), session.target)
+    await until(lambda: session.peer.refused["source"] == before + 1)
+    # The peer's own check comes from there, and ours is answered: now the pair is valid.
+    await loop.sock_sendto(other, check(session), session.target)
+    while (message := stun.parse_message(await loop.sock_recv(other, 1500))).message_class is not REQUEST:
+        pass
+    answer = stun.Message(
+        message_method=stun.Method.BINDING,
+        message_class=stun.Class.RESPONSE,
+        transaction_id=message.transaction_id,
+    )
+    answer.attributes["XOR-MAPPED-ADDRESS"] = session.target
+    assert session.peer._ice.remote_password is not None
+    answer.add_message_integrity(session.peer._ice.remote_password.encode())
+    await loop.sock_sendto(other, bytes(answer), session.target)
+    await loop.sock_sendto(other, session.media(2), session.target)
+    await until(lambda: FOREIGN in session.handler.ssrcs)
+    session.attack(session.media(3))
+    await until(lambda: session.peer.refused["source"] == before + 2)
+    other.close()
+    assert await session.lives()
 
 
 async def test_a_stun_flood_is_limited(session: Session) -> None:
