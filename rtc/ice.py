@@ -124,6 +124,8 @@ class IceSession(Connection):
         self.rtt_ns: int | None = None
         """Round trip, from consent checks; None before the first."""
         self.dropped_sends = 0
+        self.surplus_candidates = 0
+        """Of the peer, beyond `MAX_REMOTE_CANDIDATES`."""
         self._valid: set[tuple[StunProtocol, Address]] = set()
         """Pairs on which a check of ours was answered."""
         self._checked: set[tuple[StunProtocol, Address]] = set()
@@ -235,21 +237,22 @@ class IceSession(Connection):
     async def add_remote(self, line: str) -> None:
         """Take a candidate as SDP writes it, without the ``candidate:`` (RFC 8839 §5.1).
 
-        TCP candidates and names are left aside: neither is needed to meet the peer.
+        TCP candidates, names, and those beyond the limit are left aside, as RFC 9725 §4.3.2 wants it: none is
+        needed to meet the peer, whose own checks will come.
 
         Raises:
-            PeerError: It is no candidate, or there are too many.
+            PeerError: It is no candidate.
         """
         try:
             candidate = Candidate.from_sdp(line)
-            priority_fits = 0 <= candidate.priority < 2**32 and 0 < candidate.port < 65536
         except ValueError:
             raise PeerError("candidate", "an ICE candidate cannot be read") from None
-        if not priority_fits:
+        if candidate.transport.lower() != "udp" or candidate.component != 1:
+            return
+        if not (0 <= candidate.priority < 2**32 and 0 < candidate.port < 65536):
             raise PeerError("candidate", "an ICE candidate's port or priority is out of range")
         if len(self._remote_candidates) >= MAX_REMOTE_CANDIDATES:
-            raise PeerError("candidates", f"more than {MAX_REMOTE_CANDIDATES} ICE candidates")
-        if candidate.transport.lower() != "udp" or candidate.component != 1:
+            self.surplus_candidates += 1
             return
         try:
             ipaddress.ip_address(candidate.host)

@@ -15,9 +15,8 @@ from aiortc.mediastreams import VideoStreamTrack
 
 from rtc.ice import IceSettings
 from rtc.offer import AnswerMedia, read_offer
-from rtc.peer import Peer, PeerEnd, PeerState
+from rtc.peer import MAX_SSRCS, Peer, PeerEnd, PeerState
 from tests.rtc.fakes import bound, until
-
 
 REQUEST = stun.Class.REQUEST
 
@@ -196,6 +195,23 @@ async def test_replayed_and_forged_media_are_dropped(session: Session) -> None:
     assert session.handler.rtp == count
     assert session.peer.unauthentic == before + 2 * len(replayed)
     assert await session.lives()
+
+
+async def test_a_peer_that_floods_with_ssrcs_limits_only_itself(session: Session) -> None:
+    """SRTP state is kept for each authentic SSRC, so their number has a limit before it is looked at."""
+    other = Session()
+    await other.connect()
+    sender = session.remote.getTransceivers()[0].sender.transport.transport._connection
+    flood = [session.media(1, ssrc) for ssrc in range(1, 2_001)]
+    for packet in flood:
+        await sender.sendto(packet, 1)
+        await asyncio.sleep(0)
+    await until(lambda: session.peer.refused["ssrc"] >= len(flood) - MAX_SSRCS)
+    assert len(session.handler.ssrcs) <= MAX_SSRCS
+    assert await session.lives()
+    assert await other.lives()
+    assert other.peer.refused["ssrc"] == 0
+    await other.close()
 
 
 async def test_a_dead_peer_is_noticed_within_three_seconds(session: Session) -> None:
