@@ -1,7 +1,7 @@
 """WHEP: WebRTC viewers over HTTP (draft-ietf-wish-whep-03). What it shares with WHIP is in `rtc.sessions`.
 
     POST /whep/{stream}   offer in, answer out: 201, Location, ETag, Link
-    GET  /streams         what can be watched, with latency figures
+    GET  /streams         what can be watched, with counts and sums of latency by hop
 
 Never here: who publishes. Tokens of viewers are this side's own.
 """
@@ -58,7 +58,7 @@ class Whep(SessionService[Viewer]):
             raise Problem(401, "send a token as Authorization: Bearer", {"WWW-Authenticate": "Bearer"})
         shown = [
             {"name": name, **figures, "viewers": self.watching(name)}
-            for name, figures in self._hub.figures().items()
+            for name, figures in self._hub.figures(brief=True).items()
             if name in opened
         ]
         return web.json_response({"streams": shown}, headers={"Cache-Control": "no-store"})
