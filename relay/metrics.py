@@ -57,6 +57,10 @@ class Latency:
         figures = {name: round(self.quantile_ms(q), 3) for name, q in zip(names, QUANTILES, strict=True)}
         return {**figures, "count": self.count}
 
+    def tally(self) -> dict[str, float]:
+        """Count and sum: cheap, and two of them give the mean of the time between."""
+        return {"count": self.count, "sum_ms": round(self.sum_seconds * 1000, 3)}
+
 
 class Metrics:
     """The registry of one side of one lane."""
@@ -113,6 +117,10 @@ class Metrics:
     def latencies(self, scope: str = "") -> dict[str, dict[str, float]]:
         """All summaries of one scope, by hop."""
         return {hop: item.summary() for (hop, where), item in self._latencies.items() if where == scope}
+
+    def tallies(self, scope: str = "") -> dict[str, dict[str, float]]:
+        """All tallies of one scope, by hop."""
+        return {hop: item.tally() for (hop, where), item in self._latencies.items() if where == scope}
 
     def collect(self) -> Iterator[SummaryMetricFamily]:
         """Prometheus' collector protocol: the histograms as one summary family."""

@@ -446,10 +446,14 @@ class Hub:
             await asyncio.wait(self._closing)
         self._failure.cancel()
 
-    def figures(self) -> dict[str, Status]:
-        """Each stream's condition, by name."""
+    def figures(self, *, brief: bool = False) -> dict[str, Status]:
+        """Each stream's condition, by name; `brief`: with tallies of latency instead of quantiles."""
         now_ns = time.monotonic_ns()
-        return {name: self._figures(stream, now_ns) for name, stream in sorted(self.streams.items())}
+        latencies = self.metrics.tallies if brief else self.metrics.latencies
+        return {
+            name: {**self._figures(stream, now_ns), "latency": latencies(name)}
+            for name, stream in sorted(self.streams.items())
+        }
 
     def _figures(self, stream: Stream, now_ns: int) -> Status:
         threads = [branch.thread for branch in stream.branches.values()]
@@ -478,7 +482,6 @@ class Hub:
             ],
             "over_budget": stream.over_budget,
             "sound_dropped": sum(branch.thread.dropped for branch in stream.sound_branches.values()),
-            "latency": self.metrics.latencies(stream.name),
         }
 
 

@@ -128,7 +128,7 @@ class Guard:
 
         Args:
             data: The datagram.
-            member: Whether its source belongs to the session: after nomination only the nominated pair does.
+            member: Whether its source belongs to the session: it has proved that it knows its passwords.
             now_ns: A monotonic time.
         """
         kind = classify(data)

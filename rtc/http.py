@@ -7,6 +7,7 @@ never anything of other streams or of this machine.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import ssl
@@ -24,8 +25,11 @@ from rtc.settings import ANY_STREAM, IceServer, WebRtcSettings, split_ports
 SDP_TYPE = "application/sdp"
 FRAGMENT_TYPE = "application/trickle-ice-sdpfrag"
 
-RETRY_SECONDS = 10
-"""Said in Retry-After where there is no room now."""
+RETRY = {"Retry-After": "10"}
+"""Seconds, said where there is no room now."""
+
+BODY_SECONDS = 5.0
+"""For the body of a request: a few kilobytes. Who sends it slower keeps a place from others."""
 
 EXPOSED = "Location, ETag, Link, Accept-Patch, Retry-After, WWW-Authenticate"
 """Headers that a page of another origin may read."""
@@ -50,7 +54,7 @@ def check_token(request: web.Request, settings: WebRtcSettings, stream: str) -> 
     """Let the request pass if its bearer token opens `stream` (RFC 6750 §2.1).
 
     Raises:
-        Problem: 401 without a token, 403 with a wrong one.
+        Problem: 401 without a token or with one that opens nothing, 403 with another stream's (§3.1).
     """
     if not settings.tokens:
         return
@@ -61,11 +65,20 @@ def check_token(request: web.Request, settings: WebRtcSettings, stream: str) -> 
             "send the stream's token as Authorization: Bearer",
             {"WWW-Authenticate": 'Bearer realm="media"'},
         )
-    expected = (settings.tokens.get(stream), settings.tokens.get(ANY_STREAM))
-    given = token.strip().encode()
-    if not any(item is not None and hmac.compare_digest(item.encode(), given) for item in expected):
+    # Bytes that are no UTF-8 come as surrogates; they are part of a wrong token like any others.
+    given = token.strip().encode(errors="surrogateescape")
+    opened = {name for name, item in settings.tokens.items() if hmac.compare_digest(item.encode(), given)}
+    if not opened:
         raise Problem(
-            403, "this token does not open this stream", {"WWW-Authenticate": 'Bearer error="invalid_token"'}
+            401,
+            "this token opens nothing here",
+            {"WWW-Authenticate": 'Bearer realm="media", error="invalid_token"'},
+        )
+    if not opened & {stream, ANY_STREAM}:
+        raise Problem(
+            403,
+            "this token opens another stream",
+            {"WWW-Authenticate": 'Bearer realm="media", error="insufficient_scope"'},
         )
 
 
@@ -100,16 +113,21 @@ async def read_body(request: web.Request, content_type: str) -> str:
     """The body of a request as text.
 
     Raises:
-        Problem: 415 for another content type, 413 for too much, 400 for what is not UTF-8.
+        Problem: 415 for another content type, 413 for too much, 408 for too slow, 400 for what is not UTF-8.
     """
     if request.content_type != content_type:
         raise Problem(415, f"send {content_type}", {"Accept-Post": content_type, "Accept": content_type})
+    raw = b""
     try:
-        raw = await request.content.read(MAX_SDP_BYTES + 1)
-        while len(raw) <= MAX_SDP_BYTES and (more := await request.content.read(MAX_SDP_BYTES + 1)):
-            raw += more
-        if len(raw) > MAX_SDP_BYTES:
-            raise Problem(413, f"the body has more than {MAX_SDP_BYTES} bytes")
+        async with asyncio.timeout(BODY_SECONDS):
+            while len(raw) <= MAX_SDP_BYTES and (more := await request.content.read(MAX_SDP_BYTES + 1)):
+                raw += more
+    except TimeoutError:
+        what = f"the body did not come within {BODY_SECONDS:.0f} s"
+        raise Problem(408, what, {"Connection": "close"}) from None
+    if len(raw) > MAX_SDP_BYTES:
+        raise Problem(413, f"the body has more than {MAX_SDP_BYTES} bytes")
+    try:
         return raw.decode()
     except UnicodeDecodeError:
         raise Problem(400, "the body is not UTF-8") from None
@@ -175,21 +193,17 @@ def read_fragment(text: str) -> Fragment:
     )
 
 
-def check_if_match(request: web.Request, tag: str) -> str:
-    """A PATCH names the ICE session it is for by its entity tag (RFC 9725 §4.3.1).
-
-    Returns:
-        The condition: `tag`, or ``*``, which asks for an ICE restart.
+def check_if_match(request: web.Request, tag: str) -> None:
+    """A PATCH names the ICE session it is for by its entity tag, or by ``*`` (RFC 9725 §4.3.1).
 
     Raises:
         Problem: 428 without If-Match, 412 for another session.
     """
-    condition = request.headers.get("If-Match", "").strip()
-    if not condition:
+    named = {item.strip() for item in request.headers.get("If-Match", "").split(",")} - {""}
+    if not named:
         raise Problem(428, "send If-Match with the ETag of the session")
-    if condition not in (tag, "*"):
+    if not named & {tag, "*"}:
         raise Problem(412, "If-Match names another ICE session")
-    return condition
 
 
 def ice_settings(settings: WebRtcSettings, *, lab: bool) -> IceSettings:

@@ -124,13 +124,21 @@ class IceSession(Connection):
         self.rtt_ns: int | None = None
         """Round trip, from consent checks; None before the first."""
         self.dropped_sends = 0
+        self.surplus_candidates = 0
+        """Of the peer, beyond `MAX_REMOTE_CANDIDATES`."""
+        self._valid: set[tuple[StunProtocol, Address]] = set()
+        """Pairs on which a check of ours was answered."""
+        self._checked: set[tuple[StunProtocol, Address]] = set()
+        """Pairs on which a check of the peer came. Both are bounded by the candidates."""
 
     def is_member(self, protocol: StunProtocol, source: Address) -> bool:
-        """Whether `source` is the nominated pair's; before nomination, of any pair of the check list."""
-        pair = self._nominated.get(1)
-        if pair is not None:
-            return pair.protocol is protocol and pair.remote_addr == source
-        return any(item.protocol is protocol and item.remote_addr == source for item in self._check_list)
+        """Whether `source` has proved that it is the peer, by the passwords of this session.
+
+        A peer may send on any valid pair, whichever one is nominated here (RFC 8445 §12). Before nomination
+        its own check is enough: its handshake may overtake the answer to ours.
+        """
+        pair = (protocol, source)
+        return pair in self._valid or (pair in self._checked and not self._nominated)
 
     async def gather_candidates(self) -> None:
         """Open a socket on each address and ask the STUN and TURN servers.
@@ -229,21 +237,22 @@ class IceSession(Connection):
     async def add_remote(self, line: str) -> None:
         """Take a candidate as SDP writes it, without the ``candidate:`` (RFC 8839 §5.1).
 
-        TCP candidates and names are left aside: neither is needed to meet the peer.
+        TCP candidates, names, and those beyond the limit are left aside, as RFC 9725 §4.3.2 wants it: none is
+        needed to meet the peer, whose own checks will come.
 
         Raises:
-            PeerError: It is no candidate, or there are too many.
+            PeerError: It is no candidate.
         """
         try:
             candidate = Candidate.from_sdp(line)
-            priority_fits = 0 <= candidate.priority < 2**32 and 0 < candidate.port < 65536
         except ValueError:
             raise PeerError("candidate", "an ICE candidate cannot be read") from None
-        if not priority_fits:
+        if candidate.transport.lower() != "udp" or candidate.component != 1:
+            return
+        if not (0 <= candidate.priority < 2**32 and 0 < candidate.port < 65536):
             raise PeerError("candidate", "an ICE candidate's port or priority is out of range")
         if len(self._remote_candidates) >= MAX_REMOTE_CANDIDATES:
-            raise PeerError("candidates", f"more than {MAX_REMOTE_CANDIDATES} ICE candidates")
-        if candidate.transport.lower() != "udp" or candidate.component != 1:
+            self.surplus_candidates += 1
             return
         try:
             ipaddress.ip_address(candidate.host)
@@ -253,10 +262,18 @@ class IceSession(Connection):
 
     def check_incoming(self, message: stun.Message, addr: Address, protocol: StunProtocol) -> None:
         """A check that carries the session's password: the peer is alive."""
-        if len(self._remote_candidates) >= 2 * MAX_REMOTE_CANDIDATES and not self.is_member(protocol, addr):
+        known = any((item._network_host, item.port) == addr for item in self._remote_candidates)
+        if len(self._remote_candidates) >= 2 * MAX_REMOTE_CANDIDATES and not known:
             return
         self.heard_ns = time.monotonic_ns()
+        self._checked.add((protocol, addr))
         super().check_incoming(message, addr, protocol)
+
+    def check_complete(self, pair: CandidatePair) -> None:
+        """A check of ours has ended; an answered one makes its pair valid (RFC 8445 §7.2.5.3.2)."""
+        if pair.state is CandidatePair.State.SUCCEEDED:
+            self._valid.add((pair.protocol, pair.remote_addr))
+        super().check_complete(pair)
 
     def data_received(self, data: bytes, component: int) -> None:
         """Queue a DTLS datagram for the handshake, which has its own retransmission."""

@@ -20,11 +20,12 @@ Sans-I/O: the clock is whatever the caller passes. Sequence numbers are 64 bits 
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from rtc.gaps import Gaps
 from rtc.packets import RtpPacket
 
 MS = 1_000_000
@@ -32,17 +33,12 @@ MS = 1_000_000
 MAX_PACKETS = 8_192
 """Packets kept for one stream while a gap is open: more than half a second at 100 Mbit/s."""
 
-MAX_GAP = 1_024
-"""Packets. A larger hole is not repaired but skipped; beyond `MAX_JUMP` it is another sequence."""
+MAX_MISSING = 1_024
+"""Packets. Where more is missing, in one hole or in many, it is not repaired but skipped: a keyframe comes
+sooner. Beyond `MAX_JUMP` it is another sequence."""
 
 MAX_JUMP = 3_000
 """Packets forward, or behind, that still belong to the sequence (RFC 3550 A.1: MAX_DROPOUT)."""
-
-NACK_TRIES = 8
-"""Requests for one packet."""
-
-NACK_BATCH = 128
-"""Sequence numbers in one NACK message, so that it fits a packet whatever the pattern."""
 
 MIN_NACK_NS = 15 * MS
 """Between two requests for one packet; below, the answer cannot be there yet but on the same machine."""
@@ -145,6 +141,8 @@ class Tally:
     """Pictures not passed on: damaged, or not decodable without what was lost."""
     concealed: int = 0
     restarts: int = 0
+    overflows: int = 0
+    """Times that more than `MAX_MISSING` was missing."""
 
 
 @dataclass(slots=True)
@@ -183,16 +181,13 @@ class _Numbering:
         return None
 
 
-@dataclass(slots=True)
-class _Missing:
-    since_ns: int
-    next_ns: int
-    tries: int = 0
-
-
 @dataclass(slots=True, kw_only=True)
 class VideoJitter:
-    """One video stream."""
+    """One video stream.
+
+    A packet costs the same whatever is missing: what lies between `_next` and the highest number and is not
+    kept is missing, so nobody lists it, and each number is walked over once.
+    """
 
     starts: Callable[[bytes], bool]
     is_keyframe: Callable[[Sequence[bytes]], bool]
@@ -203,11 +198,11 @@ class VideoJitter:
     tally: Tally = field(default_factory=Tally)
     _numbering: _Numbering = field(default_factory=_Numbering)
     _packets: dict[int, RtpPacket] = field(default_factory=dict)
-    _missing: dict[int, _Missing] = field(default_factory=dict)
+    _gaps: Gaps = field(default_factory=Gaps)
     _next: int = 0
     """The first packet that was not released."""
     _cursor: int = 0
-    """All from `_next` to before it are there and of one picture."""
+    """All from `_next` to before it are there and of one picture; it is missing, or the next to come."""
     _dead: int | None = None
     """RTP timestamp of a picture that was given up; what still comes of it is dropped."""
     _broken_ns: int | None = None
@@ -221,7 +216,8 @@ class VideoJitter:
     """In answers to NACKs."""
     _keyframes_come: bool = field(init=False)
     """Whether the last keyframe request was answered in time."""
-    _given_up: deque[int] = field(default_factory=lambda: deque(maxlen=MAX_REMEMBERED))
+    _given_up: OrderedDict[int, None] = field(default_factory=OrderedDict)
+    """The last `MAX_REMEMBERED` numbers that were asked for in vain."""
 
     def __post_init__(self) -> None:
         self._trust = float(self.trusting)
@@ -241,13 +237,24 @@ class VideoJitter:
         return len(self._packets)
 
     @property
+    def missing(self) -> int:
+        """Packets that are missed now; never more than `MAX_MISSING`."""
+        return self._numbering.highest + 1 - self._next - len(self._packets)
+
+    @property
+    def _gives_up_ns(self) -> int | None:
+        """When the hold of the first missing packet ends; None where nothing is missing."""
+        if self._cursor > self._numbering.highest:
+            return None
+        return self._gaps.since_ns(self._cursor) + self.hold_ns
+
+    @property
     def deadline(self) -> int | None:
         """When `due` has something to do; None for never."""
         times = []
-        if self._missing:
-            times.append(next(iter(self._missing.values())).since_ns + self.hold_ns)
-            retries = [item.next_ns for item in self._missing.values() if item.tries < NACK_TRIES]
-            times += [min(retries)] if retries else []
+        if (gives_up_ns := self._gives_up_ns) is not None:
+            times.append(gives_up_ns)
+            times += [] if self._gaps.next_ns is None else [self._gaps.next_ns]
         if self._broken_ns is not None:
             times.append((self._requested_ns or self._broken_ns) + self._repeat_ns)
         return min(times, default=None)
@@ -277,12 +284,13 @@ class VideoJitter:
             return []
         elif wide > before + 1:
             self._note_gap(before + 1, wide, now_ns)
-        elif self._missing.pop(wide, None) is not None:
+        elif wide <= before:
             self.tally.repaired += 1
+            self._gaps.came(wide)
             self._answered()
         self._packets[wide] = packet
         output = self._release(now_ns)
-        if packet.marker and self._missing:
+        if packet.marker and self.missing:
             output += self._jump_to_keyframe(wide, now_ns)
         if len(self._packets) > MAX_PACKETS:
             output += self._skip(self._numbering.highest, now_ns)
@@ -291,11 +299,8 @@ class VideoJitter:
     def due(self, now_ns: int) -> list[VideoOutput]:
         """What to hand on and to send because of the time."""
         output: list[VideoOutput] = []
-        while self._missing:
-            first, item = next(iter(self._missing.items()))
-            if item.since_ns + self.hold_ns > now_ns:
-                break
-            output += self._skip(first, now_ns)
+        while (gives_up_ns := self._gives_up_ns) is not None and gives_up_ns <= now_ns:
+            output += self._skip(self._cursor, now_ns)
         return output + self._ask(now_ns)
 
     def decoder_failed(self, serial: int, now_ns: int) -> list[VideoOutput]:
@@ -312,7 +317,7 @@ class VideoJitter:
         if self._had_keyframe:
             self.tally.restarts += 1
         self._packets.clear()
-        self._missing.clear()
+        self._gaps.clear()
         self._next = self._cursor = wide
         if kept is not None:
             self._next = self._cursor = wide - 1
@@ -325,16 +330,18 @@ class VideoJitter:
             self._broken_ns = now_ns
 
     def _note_gap(self, first: int, end: int, now_ns: int) -> None:
-        if end - first > MAX_GAP:
-            # The rest of the picture before the hole is as lost as the hole.
-            self.tally.lost += end - first
+        # The packet behind the gap is counted as the highest already, though not yet kept.
+        missing = self.missing - 1
+        if missing > MAX_MISSING:
+            # What came between the holes is as lost as they are.
+            self.tally.lost += missing
+            self.tally.overflows += 1
             self._packets.clear()
-            self._missing.clear()
+            self._gaps.clear()
             self._next = self._cursor = end
             self._break(now_ns)
-            return
-        for wide in range(first, end):
-            self._missing[wide] = _Missing(since_ns=now_ns, next_ns=now_ns)
+        else:
+            self._gaps.open(first, end, now_ns)
 
     def _release(self, now_ns: int) -> list[VideoOutput]:
         """Hand on every picture that is whole and next."""
@@ -396,7 +403,9 @@ class VideoJitter:
         """A keyframe that is whole behind a gap makes the gap worthless."""
         first = last
         timestamp = self._packets[last].timestamp if last in self._packets else None
-        while (before := self._packets.get(first - 1)) is not None and before.timestamp == timestamp:
+        while (before := self._packets.get(first - 1)) is not None:
+            if before.marker or before.timestamp != timestamp:
+                break
             first -= 1
         payloads = [self._packets[wide].payload for wide in range(first, last + 1) if wide in self._packets]
         if not payloads or not self.is_keyframe(payloads) or not self.starts(payloads[0]):
@@ -405,25 +414,30 @@ class VideoJitter:
         return self._release(now_ns)
 
     def _forget_until(self, end: int) -> None:
-        for wide in [wide for wide in self._packets if wide < end]:
-            del self._packets[wide]
-        given_up = [wide for wide in self._missing if wide < end]
-        for wide in given_up:
-            if self._missing.pop(wide).tries:
-                self._trust *= TRUST_LOSS
-                self._given_up.append(wide)
-        self.tally.lost += len(given_up)
+        kept = len(self._packets)
+        # Whichever is less to look through: the numbers that go, or the packets that are there.
+        passed = range(self._next, end)
+        gone = passed if len(passed) <= kept else [wide for wide in self._packets if wide < end]
+        for wide in gone:
+            self._packets.pop(wide, None)
+        self.tally.lost += len(passed) - (kept - len(self._packets))
+        for wide in self._gaps.forget(end):
+            self._trust *= TRUST_LOSS
+            self._given_up[wide] = None
+        while len(self._given_up) > MAX_REMEMBERED:
+            self._given_up.popitem(last=False)
         self._next = self._cursor = end
 
     def _skip(self, lost: int, now_ns: int) -> list[VideoOutput]:
         """Give up the picture that misses packet `lost`, and go on behind it."""
         self._break(now_ns)
         self.tally.skipped += 1
-        following = sorted(wide for wide in self._packets if wide > lost)
         start = lost + 1
         before = self._packets.get(lost - 1)
-        for wide in following:
-            packet = self._packets[wide]
+        for wide in range(lost + 1, self._numbering.highest + 1):
+            packet = self._packets.get(wide)
+            if packet is None:
+                continue
             previous = self._packets.get(wide - 1)
             fresh = previous is not None and (previous.marker or previous.timestamp != packet.timestamp)
             unlike = before is None or before.marker or before.timestamp != packet.timestamp
@@ -442,17 +456,10 @@ class VideoJitter:
         """The requests that are due."""
         output: list[VideoOutput] = []
         interval = max(MIN_NACK_NS, (self.rtt_ns or DEFAULT_RTT_NS) * 5 // 4)
-        due = [
-            (wide, item)
-            for wide, item in self._missing.items()
-            if item.next_ns <= now_ns and item.tries < NACK_TRIES
-        ][:NACK_BATCH]
+        due = self._gaps.due(now_ns, interval, self._cursor, self._packets)
         if due:
-            for _, item in due:
-                item.tries += 1
-                item.next_ns = now_ns + interval
             self.tally.nacks += 1
-            output.append(Nack(tuple(wide & 0xFFFF for wide, _ in due)))
+            output.append(Nack(tuple(wide & 0xFFFF for wide in due)))
         waited = self._requested_ns is None or now_ns - self._requested_ns >= self._repeat_ns
         if self._broken_ns is not None and waited:
             self._requested_ns = now_ns

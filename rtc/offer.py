@@ -310,6 +310,8 @@ def _media_lines(offered: OfferedMedia, answer: AnswerMedia, transport: Transpor
         yield f"a=mid:{offered.mid}"
     yield f"a={answer.direction}"
     yield "a=rtcp-mux"
+    # RFC 9725 §4.4.1 asks for it in answers, too; RFC 8858 §4.3 had it in offers only.
+    yield "a=rtcp-mux-only"
     yield "a=rtcp-rsize"
     yield f"a=ice-ufrag:{transport.ufrag}"
     yield f"a=ice-pwd:{transport.password}"

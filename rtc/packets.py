@@ -117,8 +117,18 @@ def parse_rtcp(data: bytes, arrival_ns: int) -> list[SenderReport | Goodbye] | N
 
 def nack(ssrc: int, media_ssrc: int, lost: Sequence[int]) -> bytes:
     """A generic NACK for the sequence numbers `lost`, in order (RFC 4585 §6.2.1)."""
-    packet = rtp.RtcpRtpfbPacket(fmt=rtp.RTCP_RTPFB_NACK, ssrc=ssrc, media_ssrc=media_ssrc, lost=list(lost))
-    return bytes(packet)
+    # Written here, since aiortc's own cannot pass 65535, where sequence numbers begin anew.
+    groups: list[tuple[int, int]] = []
+    for number in lost:
+        first, mask = groups[-1] if groups else (number, 0)
+        behind = (number - first - 1) & 0xFFFF
+        if behind < 16:
+            groups[-1] = (first, mask | 1 << behind)
+        else:
+            groups.append((number, 0))
+    words = 2 + len(groups)
+    header = _header.pack(0x80 | rtp.RTCP_RTPFB_NACK, rtp.RTCP_RTPFB, words, ssrc, media_ssrc)
+    return header + b"".join(struct.pack("!HH", *group) for group in groups)
 
 
 def picture_loss(ssrc: int, media_ssrc: int) -> bytes:

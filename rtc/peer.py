@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import secrets
+import struct
 from collections.abc import Sequence
 from typing import Protocol, cast
 
@@ -35,6 +36,13 @@ from rtc.offer import SETUP_ANSWERS, AnswerMedia, Offer, Transport, write_answer
 
 CONNECT_SECONDS = 15.0
 """From answer to the end of the DTLS handshake; a person who has to allow something is slower elsewhere."""
+
+MAX_SSRCS = 64
+"""SSRCs of one peer, for its whole session. A publisher has four at a time, and rarely new ones; SRTP keeps
+keys and a replay window for each one, without a limit of its own."""
+
+SSRC_OFFSETS = {Kind.SRTP: 8, Kind.SRTCP: 4}
+"""Where a packet names its sender (RFC 3550 §5.1, §6.4.1); the guard has seen that it is long enough."""
 
 
 class PeerState(enum.Enum):
@@ -127,6 +135,9 @@ class Peer:
         self.ended: PeerEnd | None = None
         self.unauthentic = 0
         """Media packets that were forged, damaged or replayed."""
+        self.surplus = 0
+        """Media packets of SSRCs beyond `MAX_SSRCS`."""
+        self._ssrcs: set[int] = set()
 
     def __repr__(self) -> str:
         return f"<Peer {self.state.value}{f' ({self.ended.value})' if self.ended else ''}>"
@@ -138,8 +149,9 @@ class Peer:
 
     @property
     def refused(self) -> dict[str, int]:
-        """Datagrams that the guard dropped, by reason."""
-        return {reason.value: count for reason, count in self._ice.guard.refused.items()}
+        """What was left aside, by reason: datagrams, surplus candidates, packets of surplus SSRCs."""
+        refused = {reason.value: count for reason, count in self._ice.guard.refused.items()}
+        return {**refused, "candidates": self._ice.surplus_candidates, "ssrc": self.surplus}
 
     @property
     def dropped_sends(self) -> int:
@@ -172,6 +184,8 @@ class Peer:
             for line in offer.candidates:
                 await self._ice.add_remote(line)
             await self._ice.gather_candidates()
+            if self.ended is not None:
+                raise MedferryError("the session was closed before it was answered")
         except MedferryError:
             await self._ice.close()
             self._end(PeerEnd.FAILED)
@@ -198,7 +212,7 @@ class Peer:
         """A trickled candidate, without its ``candidate:``.
 
         Raises:
-            PeerError: It is malformed, or one too many.
+            PeerError: It is malformed.
         """
         await self._ice.add_remote(line)
 
@@ -273,10 +287,15 @@ class Peer:
         return self.ended
 
     def _media_received(self, kind: Kind, data: bytes, arrival_ns: int) -> None:
+        (ssrc,) = struct.unpack_from("!I", data, SSRC_OFFSETS[kind])
+        if ssrc not in self._ssrcs and len(self._ssrcs) >= MAX_SSRCS:
+            self.surplus += 1
+            return
         packet = self._dtls.unprotect(kind, data)
         if packet is None:
             self.unauthentic += 1
             return
+        self._ssrcs.add(ssrc)
         self._ice.heard_ns = arrival_ns
         if kind is Kind.SRTP:
             self._handler.rtp_received(packet, arrival_ns)

@@ -55,15 +55,14 @@ async def run(side: SinkSide) -> None:
         return figures
 
     side.status = status
-    runner = await whep.start(_extra_routes(rtp)) if whep is not None else None
+    if whep is not None:
+        await whep.start(_extra_routes(rtp))
     side.ready()
     try:
         await _serve(side, hub)
     finally:
         if whep is not None:
-            await whep.close()
-        if runner is not None:
-            await runner.cleanup()
+            await whep.stop()
         if rtp is not None:
             rtp.close()
         await hub.close()

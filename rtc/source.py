@@ -22,7 +22,7 @@ from rtc.rtp_in import RtpIn, open_ports
 from rtc.rtsp import RtspPull
 from rtc.sdp import Flow, read_sdp
 from rtc.settings import MediaLane, MediaSource
-from rtc.whip import WhipServer
+from rtc.whip import Whip
 
 MAX_SDP_FILE = 65_536
 """Bytes of an SDP file."""
@@ -50,7 +50,7 @@ async def run(side: SourceSide) -> None:
     )
     receivers = _receivers(side, lane, stage)
     pulls = [RtspPull(stage, item) for item in lane.source.rtsp]
-    whip = WhipServer(stage, lane.source.whip, lab=lane.lab, side=side) if lane.source.whip else None
+    whip = Whip(stage, lane.source.whip, side) if lane.source.whip else None
     started_ns = time.monotonic_ns()
     side.status = lambda: _status(stage, receivers, pulls, whip, started_ns)
     async with asyncio.TaskGroup() as tasks:
@@ -138,7 +138,7 @@ def _status(
     stage: Stage,
     receivers: list[RtpIn],
     pulls: list[RtspPull],
-    whip: WhipServer | None,
+    whip: Whip | None,
     started_ns: int,
 ) -> Status:
     tracks: dict[str, dict[str, Any]] = {item.name: item.status() for item in receivers}

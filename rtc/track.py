@@ -231,6 +231,7 @@ class VideoTrack(Track):
             "nacks": tally.nacks,
             "keyframe_requests": tally.keyframe_requests,
             "skipped": tally.skipped,
+            "overflows": tally.overflows,
             "concealed": tally.concealed,
             "decoder_waiting": self._thread.pending,
             "decoder_dropped": self._thread.dropped,

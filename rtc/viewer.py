@@ -87,7 +87,7 @@ def _understood(codec: Codec) -> Codec:
 
 
 class Viewer:
-    """A WHEP session. Implements `peer.PeerHandler` and `fanout.Subscriber`."""
+    """A WHEP session. Implements `peer.PeerHandler`, `sessions.Session` and `fanout.Subscriber`."""
 
     def __init__(
         self,
@@ -98,8 +98,7 @@ class Viewer:
         on_end: Callable[[Viewer], None],
     ) -> None:
         self.id = secrets.token_urlsafe(18)
-        self.etag = f'"{secrets.token_hex(8)}"'
-        """The ICE session's entity tag, quoted as HTTP has it."""
+        self.tag = f'"{secrets.token_hex(8)}"'
         self.stream = stream
         self.peer = Peer(ice, self)
         self.codec = ""
@@ -113,6 +112,15 @@ class Viewer:
 
     def __repr__(self) -> str:
         return f"<Viewer of {self.stream.name} {self.codec} {self.peer.state.value}>"
+
+    @property
+    def stream_name(self) -> str:
+        """The stream that it watches."""
+        return self.stream.name
+
+    async def close(self) -> None:
+        """See `sessions.Session`."""
+        await self.peer.close()
 
     async def answer(self, offer: Offer) -> str:
         """The SDP answer; the session connects from then on.

@@ -24,7 +24,7 @@ SHARED = ("style.css", "words.js", "page.js", "session.js", "stamp.js")
 
 FILES: dict[Role, tuple[str, ...]] = {
     "source": ("publish.html", "publish.js", "devices.js", "testpicture.js", *SHARED),
-    "sink": ("view.html", "view.js", *SHARED),
+    "sink": ("view.html", "view.js", "delay.js", "frames.js", *SHARED),
 }
 """Of each role, the page first."""
 

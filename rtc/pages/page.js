@@ -52,7 +52,7 @@ export function setLabel(element, key) {
   element.title = say(key);
 }
 
-/** The state pill: idle, asking, connecting, live, reconnecting, failed. */
+/** The state pill: idle, asking, connecting, live, still, left, reconnecting, failed. */
 export function setState(state) {
   const pill = $("state");
   pill.dataset.state = state;

@@ -2,7 +2,7 @@
 
 import * as devices from "./devices.js";
 import { $, bitrate, milliseconds, nominated, report, setProblem, setState, setWord, start } from "./page.js";
-import { Refused, Session } from "./session.js";
+import { Keeper } from "./session.js";
 
 const FIGURES_MS = 1000;
 const METER_MS = 66;
@@ -14,11 +14,9 @@ const BROWSER_ERRORS = {
 };
 
 let input = null; // what is being sent: { stream, stop }
-let session = null;
+let keeper = null; // of the session
 let meter = null;
 let wanted = false; // whether the user wants to be live
-let retryMs = FIRST_RETRY_MS;
-let retryTimer = 0;
 let before = { at: 0, bytes: 0, frames: 0, encodeSeconds: 0 };
 
 const checked = (name) => document.querySelector(`input[name=${name}]:checked`).value;
@@ -49,24 +47,12 @@ async function begin() {
   if (input.stream.getAudioTracks().length) meter = new devices.Meter(input.stream);
   show();
   await fillDevices();
-  await connect("connecting");
-}
-
-async function connect(state) {
-  setState(state);
-  const mine = new Session(`/whip/${$("stream").value}`, $("token").value, REFUSALS);
-  session = mine;
-  try {
-    await mine.open((connection) => addTracks(connection), (settled) => session === mine && follow(settled));
-    if (session !== mine) mine.close();
-  } catch (error) {
-    if (!(error instanceof Refused)) throw error;
-    if (session !== mine) return;
-    setProblem(error.word, error.message);
-    if (error.retry) return again();
-    end();
-    setState("failed");
-  }
+  if (!wanted) return;
+  keeper = new Keeper({
+    url: `/whip/${$("stream").value}`, token: $("token").value, refusals: REFUSALS,
+    prepare: addTracks, told: follow, firstRetryMs: FIRST_RETRY_MS, lastRetryMs: LAST_RETRY_MS,
+  });
+  await keeper.open();
 }
 
 function addTracks(connection) {
@@ -77,39 +63,22 @@ function addTracks(connection) {
   }
 }
 
-function follow(state) {
-  if (state === "connected") {
-    retryMs = FIRST_RETRY_MS;
-    before = { at: 0, bytes: 0, frames: 0, encodeSeconds: 0 };
-    setProblem("");
-    setState("live");
-  } else if (state === "failed" || state === "disconnected" || state === "closed") {
-    setProblem("lostConnection");
-    again();
-  }
-}
-
-function again() {
-  session?.close();
-  session = null;
-  if (!wanted) return;
-  setState("reconnecting");
-  clearTimeout(retryTimer);
-  retryTimer = setTimeout(() => wanted && connect("reconnecting"), retryMs);
-  retryMs = Math.min(2 * retryMs, LAST_RETRY_MS);
+function follow(state, word, detail) {
+  if (state === "failed") end();
+  if (state === "live") before = { at: 0, bytes: 0, frames: 0, encodeSeconds: 0 };
+  if (word || state === "live") setProblem(word, detail);
+  setState(state);
 }
 
 function end() {
   wanted = false;
-  clearTimeout(retryTimer);
-  session?.close();
-  session = null;
+  keeper?.end();
+  keeper = null;
   input?.stop();
   input = null;
   meter?.close();
   meter = null;
   $("preview").srcObject = null;
-  retryMs = FIRST_RETRY_MS;
   setState("idle");
   showLevel(0);
   show();
@@ -128,11 +97,12 @@ function show() {
 }
 
 async function showFigures() {
-  if (session?.connection?.connectionState !== "connected") {
+  const connection = keeper?.connection;
+  if (!connection) {
     for (const id of ["round-trip", "encoding", "resolution", "frame-rate", "bitrate", "lost"]) $(id).textContent = "–";
     return;
   }
-  const stats = await session.connection.getStats();
+  const stats = await connection.getStats();
   const video = report(stats, (item) => item.type === "outbound-rtp" && item.kind === "video");
   const remote = report(stats, (item) => item.type === "remote-inbound-rtp" && item.kind === "video");
   const pair = nominated(stats);
@@ -187,7 +157,7 @@ $("mute").addEventListener("click", () => {
 });
 $("form").addEventListener("change", show);
 navigator.mediaDevices?.addEventListener("devicechange", fillDevices);
-addEventListener("pagehide", () => session?.close());
+addEventListener("pagehide", () => keeper?.end());
 setInterval(showFigures, FIGURES_MS);
 setInterval(() => meter && showLevel(meter.level()), METER_MS);
 start(show);

@@ -1,6 +1,8 @@
-// One WHIP or WHEP session (RFC 9725): an offer is posted, an answer comes back, DELETE ends it.
+// One WHIP or WHEP session (RFC 9725): an offer is posted, an answer comes back, DELETE ends it; and what keeps
+// such a session up for as long as the user wants it.
 
-const GATHERING_MS = 500; // the relay learns our address from our checks anyway: do not wait long
+const TRICKLE_MS = 50; // candidates of so long are told together
+const LEAVE_MS = 2000; // the longest that a new session waits for the end of the one before
 
 /** A refusal, as the key of a word; `retry` says whether trying again can help. */
 export class Refused extends Error {
@@ -39,20 +41,13 @@ async function request(url, options) {
   }
 }
 
-function gathered(connection) {
-  return new Promise((resolve) => {
-    if (connection.iceGatheringState === "complete") return resolve();
-    setTimeout(resolve, GATHERING_MS);
-    connection.addEventListener("icegatheringstatechange", () => {
-      if (connection.iceGatheringState === "complete") resolve();
-    });
-  });
-}
-
 export class Session {
   #headers;
   #location = null;
   #tag = null;
+  #posted = null; // the POST under way or done
+  #closing = null; // the end under way or done
+  #candidates = []; // gathered, not told yet
 
   constructor(url, token, refusals = {}) {
     this.url = url;
@@ -61,64 +56,162 @@ export class Session {
     this.connection = null;
   }
 
-  /** Open it: `prepare(connection)` adds what is sent or received. Throws Refused. */
+  /** Open it: `prepare(connection)` adds what is sent or received. Throws Refused; returns early if closed. */
   async open(prepare, settled) {
-    const options = await request(this.url, { method: "OPTIONS" });
-    const connection = new RTCPeerConnection({
-      iceServers: iceServers(options.headers.get("Link")),
-      bundlePolicy: "max-bundle",
-    });
+    const connection = new RTCPeerConnection({ bundlePolicy: "max-bundle" });
     this.connection = connection;
     connection.addEventListener("connectionstatechange", () => settled(connection.connectionState));
-    await prepare(connection);
-    await connection.setLocalDescription();
-    await gathered(connection);
-    const answer = await request(this.url, {
-      method: "POST",
-      headers: { ...this.#headers, "Content-Type": "application/sdp" },
-      body: connection.localDescription.sdp,
-    });
-    const text = await answer.text();
-    if (answer.status !== 201) {
+    connection.addEventListener("icecandidate", (event) => this.#gathered(event.candidate));
+    prepare(connection);
+    try {
+      const offer = await connection.createOffer();
+      if (this.#closing) return;
+      this.#posted = this.#post(offer.sdp);
+      const { sdp, iceServers } = await this.#posted;
+      if (this.#closing) return;
+      // The relay names ICE servers with its answer only, and gathering begins with the local description.
+      if (iceServers.length) connection.setConfiguration({ bundlePolicy: "max-bundle", iceServers });
+      await connection.setLocalDescription(offer);
+      await connection.setRemoteDescription({ type: "answer", sdp });
+    } catch (error) {
+      if (this.#closing) return;
       connection.close();
-      const [word, retry] = this.refusals[answer.status] ?? ["refused", false];
-      throw new Refused(word, word === "refused" ? text.trim().slice(0, 200) : "", retry);
+      throw error;
     }
-    this.#location = new URL(answer.headers.get("Location"), new URL(this.url, location.href)).href;
-    this.#tag = answer.headers.get("ETag");
-    connection.addEventListener("icecandidate", (event) => this.#trickle(event.candidate));
-    await connection.setRemoteDescription({ type: "answer", sdp: text });
     for (const receiver of connection.getReceivers()) {
       // Pictures that are late are of no use: play what is there.
       if ("jitterBufferTarget" in receiver) receiver.jitterBufferTarget = 0;
     }
   }
 
-  /** A candidate that came after the offer was posted. */
-  async #trickle(candidate) {
-    if (!candidate?.candidate || !this.#tag) return;
+  async #post(offer) {
+    const headers = { ...this.#headers, "Content-Type": "application/sdp" };
+    const answer = await request(this.url, { method: "POST", headers, body: offer });
+    const text = await answer.text();
+    if (answer.status !== 201) {
+      const [word, retry] = this.refusals[answer.status] ?? ["refused", false];
+      throw new Refused(word, word === "refused" ? text.trim().slice(0, 200) : "", retry);
+    }
+    this.#location = new URL(answer.headers.get("Location"), new URL(this.url, location.href)).href;
+    this.#tag = answer.headers.get("ETag");
+    return { sdp: text, iceServers: iceServers(answer.headers.get("Link")) };
+  }
+
+  #gathered(candidate) {
+    if (!candidate?.candidate || this.#closing) return;
+    this.#candidates.push(candidate);
+    if (this.#candidates.length === 1) setTimeout(() => this.#trickle(), TRICKLE_MS);
+  }
+
+  /** Tell the candidates of the last moments in one request (RFC 9725 §4.3.2). */
+  async #trickle() {
+    const candidates = this.#candidates.splice(0);
+    if (!this.#tag || this.#closing) return;
     const sdp = this.connection.localDescription.sdp;
     const line = (name) => new RegExp(`^a=${name}:.*$`, "m").exec(sdp)?.[0].trim();
     const fragment = [line("ice-ufrag"), line("ice-pwd"), "m=audio 9 UDP/TLS/RTP/SAVPF 0",
-      `a=mid:${candidate.sdpMid}`, `a=${candidate.candidate}`, ""].join("\r\n");
+      `a=mid:${candidates[0].sdpMid}`, ...candidates.map((item) => `a=${item.candidate}`), ""].join("\r\n");
     const answer = await request(this.#location, {
       method: "PATCH",
       headers: { ...this.#headers, "Content-Type": "application/trickle-ice-sdpfrag", "If-Match": this.#tag },
       body: fragment,
     }).catch(() => null);
-    if (answer && !answer.ok) console.warn(`trickle: ${answer.status}`);
+    if (answer && !answer.ok && !this.#closing) console.warn(`trickle: ${answer.status}`);
   }
 
-  /** End it on both sides. The relay is told first: it ends a session whose connection closes by itself. */
+  /** End it on both sides, from whatever state; settles when its place is free. */
   close() {
-    const { connection } = this;
-    if (!this.#location) return connection?.close();
-    const url = this.#location;
-    this.#location = null;
-    fetch(url, { method: "DELETE", headers: this.#headers, keepalive: true })
-      .catch(() => {
+    this.#closing ??= this.#end();
+    return this.#closing;
+  }
+
+  async #end() {
+    // The relay is told first: it ends a session whose connection closes by itself.
+    if (!this.#location) {
+      this.connection?.close();
+      // While an offer is under way nobody knows yet where the session will be; it must not stay.
+      await this.#posted?.catch(() => {});
+    }
+    if (this.#location) {
+      await fetch(this.#location, { method: "DELETE", headers: this.#headers, keepalive: true }).catch(() => {
         // The relay notices by itself, a little later, that nobody is there.
-      })
-      .finally(() => connection.close());
+      });
+    }
+    this.connection?.close();
+  }
+}
+
+let leaving = Promise.resolve(); // the end of the last session of this page
+
+const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
+
+/** Keeps one session up: opens it, and again after every loss, until it is ended.
+
+`told(state, word, detail)` hears connecting, live, reconnecting and failed, with the problem as the key of a
+word where there is one. */
+export class Keeper {
+  #options;
+  #session = null;
+  #ended = false;
+  #timer = 0;
+  #retryMs;
+
+  constructor({ url, token, refusals, prepare, told, firstRetryMs, lastRetryMs }) {
+    this.#options = { url, token, refusals, prepare, told, firstRetryMs, lastRetryMs };
+    this.#retryMs = firstRetryMs;
+  }
+
+  /** The connection while it is up, or null. */
+  get connection() {
+    const connection = this.#session?.connection;
+    return connection?.connectionState === "connected" ? connection : null;
+  }
+
+  async open(state = "connecting") {
+    const { url, token, refusals, prepare, told } = this.#options;
+    told(state);
+    // The place of one that was just left may be the very one that is asked for.
+    await Promise.race([leaving, pause(LEAVE_MS)]);
+    if (this.#ended) return;
+    const mine = new Session(url, token, refusals);
+    this.#session = mine;
+    try {
+      await mine.open(prepare, (settled) => this.#session === mine && this.#follow(settled));
+    } catch (error) {
+      if (!(error instanceof Refused)) throw error;
+      if (this.#session !== mine) return;
+      if (error.retry) return this.#again(error.word, error.message);
+      this.end();
+      told("failed", error.word, error.message);
+    }
+  }
+
+  #follow(state) {
+    if (state === "connected") {
+      this.#retryMs = this.#options.firstRetryMs;
+      this.#options.told("live");
+    } else if (state === "failed" || state === "disconnected" || state === "closed") {
+      this.#again("lostConnection");
+    }
+  }
+
+  #again(word, detail) {
+    this.#leave();
+    this.#options.told("reconnecting", word, detail);
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => this.open("reconnecting"), this.#retryMs);
+    this.#retryMs = Math.min(2 * this.#retryMs, this.#options.lastRetryMs);
+  }
+
+  #leave() {
+    if (this.#session) leaving = this.#session.close();
+    this.#session = null;
+  }
+
+  /** Leave for good. */
+  end() {
+    this.#ended = true;
+    clearTimeout(this.#timer);
+    this.#leave();
   }
 }

@@ -1,32 +1,46 @@
 // The viewer page: lists what is live, plays one stream by WHEP, says how old the picture is, and warns at
 // once when it has stopped. A still picture that looks live is the worst that a doctor can be shown.
 
+import { Recent, Slope, total } from "./delay.js";
+import { Freshness, eachFrame } from "./frames.js";
 import { $, bitrate, milliseconds, nominated, report, say, setProblem, setState, setWord, start } from "./page.js";
-import { Refused, Session } from "./session.js";
+import { Keeper } from "./session.js";
 import { StampReader, age } from "./stamp.js";
 
-const FREEZE_MS = 500;
 const FREEZE_CHECK_MS = 100;
 const FIGURES_MS = 1000;
-const LIST_MS = 2000;
+const LIST_MS = 2000, WATCHED_LIST_MS = 1000, HELD_LIST_MS = 250;
 const FIRST_RETRY_MS = 250, LAST_RETRY_MS = 5000;
 const PLAUSIBLE_MS = 10_000; // a stamp that is older was painted by another clock
+const HOPS = ["receive", "handover", "link", "encode", "send", "total"];
 
 const player = $("player");
 const reader = new StampReader();
+const freshness = new Freshness();
+const hops = Object.fromEntries(HOPS.map((hop) => [hop, new Slope()]));
+const playout = new Slope();
+const stamps = new Recent();
+const network = new Recent();
 
 let watching = ""; // name of the stream that the user wants to see
-let session = null;
+let keeper = null; // of its session
+let connected = "idle"; // what the keeper says
 let listed = [];
-let retryMs = FIRST_RETRY_MS;
-let retryTimer = 0;
-let lastFrame = 0; // when the last new picture was shown, 0 before the first
-let stampDelay = NaN;
-let before = { at: 0, bytes: 0, delay: 0, emitted: 0 };
+let listTimer = 0;
+let before = { at: 0, bytes: 0 };
 
 // ------------------------------------------------------------------------------------------- streams
 
 async function refresh() {
+  clearTimeout(listTimer);
+  const asked = performance.now();
+  await list(asked);
+  const ms = !watching ? LIST_MS : freshness.heldSince === null ? WATCHED_LIST_MS : HELD_LIST_MS;
+  clearTimeout(listTimer);
+  listTimer = setTimeout(refresh, ms);
+}
+
+async function list(asked) {
   const token = $("token").value;
   let answer;
   try {
@@ -41,7 +55,8 @@ async function refresh() {
     setProblem("wrongToken");
   } else if (answer.ok) {
     listed = (await answer.json()).streams;
-    if (!watching || session?.connection?.connectionState === "connected") setProblem("");
+    if (!watching || keeper?.connection) setProblem("");
+    if (watching) follow(asked, listed.find((stream) => stream.name === watching));
   }
   showList();
 }
@@ -84,24 +99,11 @@ async function watch(name) {
   leave();
   watching = name;
   showList();
-  await connect("connecting");
-}
-
-async function connect(state) {
-  setState(state);
-  const mine = new Session(`/whep/${watching}`, $("token").value);
-  session = mine;
-  try {
-    await mine.open((connection) => receive(connection), (settled) => session === mine && follow(settled));
-    if (session !== mine) mine.close();
-  } catch (error) {
-    if (!(error instanceof Refused)) throw error;
-    if (session !== mine) return;
-    setProblem(error.word, error.message);
-    if (error.retry) return again();
-    leave();
-    setState("failed");
-  }
+  keeper = new Keeper({
+    url: `/whep/${name}`, token: $("token").value,
+    prepare: receive, told, firstRetryMs: FIRST_RETRY_MS, lastRetryMs: LAST_RETRY_MS,
+  });
+  await keeper.open();
 }
 
 function receive(connection) {
@@ -112,100 +114,100 @@ function receive(connection) {
   player.srcObject = stream;
 }
 
-function follow(state) {
-  if (state === "connected") {
-    retryMs = FIRST_RETRY_MS;
-    before = { at: 0, bytes: 0, delay: 0, emitted: 0 };
-    setProblem("");
-    setState("live");
-    show();
-  } else if (state === "failed" || state === "disconnected" || state === "closed") {
-    setProblem("lostConnection");
-    again();
-  }
-}
-
-function again() {
-  session?.close();
-  session = null;
-  if (!watching) return;
-  setState("reconnecting");
-  clearTimeout(retryTimer);
-  retryTimer = setTimeout(() => watching && connect("reconnecting"), retryMs);
-  retryMs = Math.min(2 * retryMs, LAST_RETRY_MS);
+function told(state, word, detail) {
+  if (state === "failed") leave();
+  if (word || state === "live") setProblem(word, detail);
+  connected = state;
+  if (state === "live") before = { at: 0, bytes: 0 };
+  show();
+  refresh();
 }
 
 function leave() {
   watching = "";
-  clearTimeout(retryTimer);
-  session?.close();
-  session = null;
+  keeper?.end();
+  keeper = null;
+  connected = "idle";
   player.srcObject = null;
-  lastFrame = 0;
-  stampDelay = NaN;
+  freshness.reset();
+  for (const figure of [...Object.values(hops), playout, stamps, network]) figure.clear();
   delete player.dataset.counter;
-  retryMs = FIRST_RETRY_MS;
-  setState("idle");
   show();
   showList();
 }
 
+/** What the relay says of the stream that is watched. */
+function follow(asked, stream) {
+  freshness.told(asked, stream ?? null);
+  for (const hop of HOPS) hops[hop].add(asked, stream?.latency?.[hop]?.count, stream?.latency?.[hop]?.sum_ms);
+}
+
 // ------------------------------------------------------------------------------------------- figures
 
-function onFrame(_, metadata) {
-  lastFrame = performance.now();
-  player.dataset.frames = metadata.presentedFrames;
-  const stamp = reader.read(player, metadata.width, metadata.height);
-  if (stamp) {
-    player.dataset.counter = stamp.counter;
-    const delay = age(stamp) / 1000;
-    stampDelay = delay > -5 && delay < PLAUSIBLE_MS ? Math.max(delay, 0) : NaN;
-    player.dataset.delay = stampDelay;
-  } else {
-    stampDelay = NaN;
-  }
-  player.requestVideoFrameCallback(onFrame);
+function onFrame(count, width, height) {
+  const now = performance.now();
+  freshness.frame(now);
+  player.dataset.frames = count;
+  const stamp = reader.read(player, width, height);
+  if (!stamp) return;
+  player.dataset.counter = stamp.counter;
+  const delay = age(stamp) / 1000;
+  if (delay <= -5 || delay >= PLAUSIBLE_MS) return;
+  stamps.add(now, Math.max(delay, 0));
+  player.dataset.delay = Math.max(delay, 0);
 }
 
 function checkFreeze() {
-  const age = lastFrame ? performance.now() - lastFrame : 0;
+  const wasHeld = freshness.heldSince !== null;
   // A hidden page is not given pictures by the browser; that is no freeze.
-  const frozen = Boolean(watching) && age > FREEZE_MS && document.visibilityState === "visible";
-  $("frozen").hidden = !frozen;
-  $("screen").classList.toggle("old", frozen);
-  if (frozen) $("frozen-seconds").textContent = (age / 1000).toFixed(1);
+  const age = watching && document.visibilityState === "visible" ? freshness.age(performance.now()) : 0;
+  const held = freshness.heldSince !== null;
+  $("frozen").hidden = !age;
+  $("screen").classList.toggle("old", age > 0);
+  if (age) $("frozen-seconds").textContent = (age / 1000).toFixed(1);
+  const state = connected !== "live" ? connected : freshness.left ? "left" : held ? "still" : "live";
+  if ($("state").dataset.state !== state) setState(state);
+  if (held && !wasHeld) refresh();
 }
 
 async function showFigures() {
-  const ids = ["latency", "resolution", "frame-rate", "bitrate", "lost", "relay", "network", "buffer", "measured"];
-  if (session?.connection?.connectionState !== "connected") {
-    for (const id of ids) $(id).textContent = "–";
+  const connection = keeper?.connection;
+  if (!connection) {
+    for (const field of document.querySelectorAll("dl dd")) field.textContent = "–";
     return;
   }
-  const stats = await session.connection.getStats();
+  const stats = await connection.getStats();
+  const now = performance.now();
   const video = report(stats, (item) => item.type === "inbound-rtp" && item.kind === "video");
-  const network = (nominated(stats)?.currentRoundTripTime ?? NaN) * 500;
-  const relay = listed.find((stream) => stream.name === watching)?.latency?.total?.p50_ms ?? NaN;
-  let buffer = NaN;
+  network.add(now, nominated(stats)?.currentRoundTripTime * 500);
   if (video) {
-    const now = {
-      at: video.timestamp, bytes: video.bytesReceived, emitted: video.framesDecoded,
-      delay: video.totalProcessingDelay ?? video.jitterBufferDelay,
-    };
-    if (before.at && now.at > before.at) {
-      $("bitrate").textContent = bitrate((8000 * (now.bytes - before.bytes)) / (now.at - before.at));
-      buffer = (1000 * (now.delay - before.delay)) / (now.emitted - before.emitted);
+    playout.add(now, video.framesDecoded, 1000 * (video.totalProcessingDelay ?? video.jitterBufferDelay));
+    if (before.at && video.timestamp > before.at) {
+      $("bitrate").textContent = bitrate((8000 * (video.bytesReceived - before.bytes)) / (video.timestamp - before.at));
     }
-    before = now;
+    before = { at: video.timestamp, bytes: video.bytesReceived };
     $("resolution").textContent = video.frameWidth ? `${video.frameWidth} × ${video.frameHeight}` : "–";
     $("frame-rate").textContent = video.framesPerSecond ? `${Math.round(video.framesPerSecond)} /s` : "–";
-    $("lost").textContent = video.packetsLost;
+    $("lost").textContent = video.packetsLost ?? "–";
   }
-  $("relay").textContent = milliseconds(relay);
-  $("network").textContent = milliseconds(network);
-  $("buffer").textContent = milliseconds(buffer);
-  $("measured").textContent = milliseconds(stampDelay);
-  $("latency").textContent = milliseconds(Number.isFinite(stampDelay) ? stampDelay : relay + network + buffer);
+  showDelay(now);
+}
+
+function showDelay(now) {
+  for (const hop of HOPS) $(hop).textContent = milliseconds(hops[hop].mean());
+  const parts = [hops.total.mean(), network.mean(now), playout.mean()];
+  const measured = stamps.mean(now);
+  $("network").textContent = milliseconds(parts[1]);
+  $("playout").textContent = milliseconds(parts[2]);
+  $("measured").textContent = milliseconds(measured);
+  $("latency").textContent = milliseconds(Number.isFinite(measured) ? measured : total(parts));
+}
+
+function showFullscreen() {
+  const screen = $("screen");
+  if (document.fullscreenElement) document.exitFullscreen();
+  else if (screen.requestFullscreen) screen.requestFullscreen();
+  else player.webkitEnterFullscreen?.(); // an iPhone shows the video alone
 }
 
 function show() {
@@ -221,17 +223,14 @@ $("sound").addEventListener("click", () => {
   player.play();
   show();
 });
-$("fullscreen").addEventListener("click", () => {
-  if (document.fullscreenElement) document.exitFullscreen();
-  else $("screen").requestFullscreen();
-});
+$("fullscreen").addEventListener("click", showFullscreen);
 $("leave").addEventListener("click", leave);
 $("token").addEventListener("change", refresh);
-addEventListener("pagehide", () => session?.close());
-player.requestVideoFrameCallback(onFrame);
+addEventListener("pagehide", () => keeper?.end());
+addEventListener("visibilitychange", () => freshness.unhidden(performance.now()));
+eachFrame(player, onFrame);
 setInterval(checkFreeze, FREEZE_CHECK_MS);
 setInterval(showFigures, FIGURES_MS);
-setInterval(refresh, LIST_MS);
 start(() => {
   show();
   showList();

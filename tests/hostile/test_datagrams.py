@@ -15,8 +15,13 @@ from aiortc.mediastreams import VideoStreamTrack
 
 from rtc.ice import IceSettings
 from rtc.offer import AnswerMedia, read_offer
-from rtc.peer import Peer, PeerEnd, PeerState
+from rtc.peer import MAX_SSRCS, Peer, PeerEnd, PeerState
 from tests.rtc.fakes import bound, until
+
+REQUEST = stun.Class.REQUEST
+
+FOREIGN = 0xF0F0F0F0
+"""An SSRC that the peer's own media do not have."""
 
 
 class Handler:
@@ -24,10 +29,12 @@ class Handler:
 
     def __init__(self) -> None:
         self.rtp = 0
+        self.ssrcs: set[int] = set()
         self.states: list[PeerState] = []
 
     def rtp_received(self, packet: bytes, arrival_ns: int) -> None:
         self.rtp += 1
+        self.ssrcs.add(int.from_bytes(packet[8:12], "big"))
 
     def rtcp_received(self, packet: bytes, arrival_ns: int) -> None:
         pass
@@ -55,6 +62,13 @@ class Session:
         await until(lambda: self.handler.rtp > 2)
         line = next(line for line in answer.split("\r\n") if line.startswith("a=candidate"))
         self.target = ("127.0.0.1", int(line.split()[5]))
+
+    def media(self, seq: int, ssrc: int = FOREIGN) -> bytes:
+        """A packet that the peer itself has encrypted."""
+        packet = struct.pack("!BBHII", 0x80, 96, seq, 0, ssrc) + bytes(20)
+        transport = self.remote.getTransceivers()[0].sender.transport
+        protected: bytes = transport._tx_srtp.protect(packet)
+        return protected
 
     def attack(self, *datagrams: bytes) -> None:
         for datagram in datagrams:
@@ -113,6 +127,44 @@ async def test_a_stranger_cannot_become_the_peer(session: Session) -> None:
     assert session.peer.refused["source"] >= 20
 
 
+def check(session: Session) -> bytes:
+    """A connectivity check as the peer itself would send it: with the password of the session."""
+    request = stun.Message(message_method=stun.Method.BINDING, message_class=stun.Class.REQUEST)
+    request.attributes["USERNAME"] = f"{session.peer.local_ufrag}:{session.peer.remote_ufrag}"
+    request.attributes["PRIORITY"] = 1
+    request.attributes["ICE-CONTROLLING"] = 1
+    request.add_message_integrity(session.peer._ice.local_password.encode())
+    return bytes(request)
+
+
+async def test_media_on_any_valid_pair_is_taken_and_on_no_other(session: Session) -> None:
+    """RFC 8445 §12: a peer may send on another valid pair than the one that we send on."""
+    loop = asyncio.get_running_loop()
+    other = bound(socket.SOCK_DGRAM)
+    before = session.peer.refused["source"]
+    await loop.sock_sendto(other, session.media(1), session.target)
+    await until(lambda: session.peer.refused["source"] == before + 1)
+    # The peer's own check comes from there, and ours is answered: now the pair is valid.
+    await loop.sock_sendto(other, check(session), session.target)
+    while (message := stun.parse_message(await loop.sock_recv(other, 1500))).message_class is not REQUEST:
+        pass
+    answer = stun.Message(
+        message_method=stun.Method.BINDING,
+        message_class=stun.Class.RESPONSE,
+        transaction_id=message.transaction_id,
+    )
+    answer.attributes["XOR-MAPPED-ADDRESS"] = session.target
+    assert session.peer._ice.remote_password is not None
+    answer.add_message_integrity(session.peer._ice.remote_password.encode())
+    await loop.sock_sendto(other, bytes(answer), session.target)
+    await loop.sock_sendto(other, session.media(2), session.target)
+    await until(lambda: FOREIGN in session.handler.ssrcs)
+    session.attack(session.media(3))
+    await until(lambda: session.peer.refused["source"] == before + 2)
+    other.close()
+    assert await session.lives()
+
+
 async def test_a_stun_flood_is_limited(session: Session) -> None:
     request = bytes(stun.Message(message_method=stun.Method.BINDING, message_class=stun.Class.REQUEST))
     for _ in range(20):
@@ -143,6 +195,23 @@ async def test_replayed_and_forged_media_are_dropped(session: Session) -> None:
     assert session.handler.rtp == count
     assert session.peer.unauthentic == before + 2 * len(replayed)
     assert await session.lives()
+
+
+async def test_a_peer_that_floods_with_ssrcs_limits_only_itself(session: Session) -> None:
+    """SRTP state is kept for each authentic SSRC, so their number has a limit before it is looked at."""
+    other = Session()
+    await other.connect()
+    sender = session.remote.getTransceivers()[0].sender.transport.transport._connection
+    flood = [session.media(1, ssrc) for ssrc in range(1, 2_001)]
+    for packet in flood:
+        await sender.sendto(packet, 1)
+        await asyncio.sleep(0)
+    await until(lambda: session.peer.refused["ssrc"] >= len(flood) - MAX_SSRCS)
+    assert len(session.handler.ssrcs) <= MAX_SSRCS
+    assert await session.lives()
+    assert await other.lives()
+    assert other.peer.refused["ssrc"] == 0
+    await other.close()
 
 
 async def test_a_dead_peer_is_noticed_within_three_seconds(session: Session) -> None:

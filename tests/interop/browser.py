@@ -90,9 +90,16 @@ class Browser:
                 self._pages[data["sessionId"]].event(data["method"], data["params"])
 
     async def open(
-        self, url: str, *, width: int = 1280, height: int = 800, phone: bool = False, language: str = "en"
+        self,
+        url: str,
+        *,
+        width: int = 1280,
+        height: int = 800,
+        phone: bool = False,
+        language: str = "en",
+        before: str = "",
     ) -> Page:
-        """Open a page in a window of its own."""
+        """Open a page in a window of its own; `before` is run in it before its own scripts."""
         target = await self.call("Target.createTarget", url="about:blank", newWindow=True)
         attached = await self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
         page = Page(self, attached["sessionId"])
@@ -109,6 +116,8 @@ class Browser:
         locale = {"en": "en-US", "zh": "zh-CN"}[language]
         agent = (await self.call("Browser.getVersion"))["userAgent"]
         await page.call("Emulation.setUserAgentOverride", userAgent=agent, acceptLanguage=locale)
+        if before:
+            await page.call("Page.addScriptToEvaluateOnNewDocument", source=before)
         await page.call("Page.navigate", url=url)
         await page.until(
             f"location.href !== 'about:blank' && document.readyState === 'complete' && {url!r} && true"

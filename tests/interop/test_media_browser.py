@@ -70,9 +70,9 @@ async def publish(browser: Browser, url: str, stream: str, picture: str = "test"
     return page
 
 
-async def watch(browser: Browser, url: str, stream: str) -> Page:
+async def watch(browser: Browser, url: str, stream: str, before: str = "") -> Page:
     """Open the viewer page, choose the stream from its list, wait until a picture is there."""
-    page = await browser.open(url)
+    page = await browser.open(url, before=before)
     await page.until(f"document.querySelector('[data-stream={stream}]') !== null")
     await page.click(f"[data-stream={stream}]")
     await page.until(LIVE)
@@ -98,7 +98,7 @@ async def test_a_consultation_is_seen_and_heard_both_ways(consultation: Product,
             delay = await page.evaluate("Number(document.querySelector('#player').dataset.delay)")
             assert 0 < delay < 2000, f"{delay} ms from painted to shown"
             assert await page.evaluate(HEARD), "no sound came"
-            assert not await page.evaluate("!document.querySelector('#frozen').hidden")
+            await page.until("document.querySelector('#frozen').hidden")
         names = [
             await page.evaluate("[...document.querySelectorAll('[data-stream]')].map(x => x.dataset.stream)")
             for page in (seen_by_doctor, seen_by_patient)
@@ -108,8 +108,98 @@ async def test_a_consultation_is_seen_and_heard_both_ways(consultation: Product,
         await patient.click("#go")
         await seen_by_doctor.until("!document.querySelector('#frozen').hidden")
         assert await seen_by_doctor.text("#frozen strong")
+        await seen_by_doctor.until("document.querySelector('#state').dataset.state === 'left'")
+        assert await seen_by_doctor.text("#state") == "Publisher has left"
         for page in (patient, doctor, seen_by_patient):
             assert not page.problems
+
+
+def streams(relay: Product) -> dict[str, object]:
+    """What the first lane's source publishes now."""
+    found: dict[str, object] = relay.status()["lanes"][0]["source"]["figures"]["streams"]
+    return found
+
+
+async def test_stop_while_connecting_leaves_nothing_behind(consultation: Product, tmp_path: Path) -> None:
+    slow = """
+        const quick = window.fetch;
+        window.fetch = async (url, options) => {
+          const answer = await quick(url, options);
+          if (options?.method === "POST") await new Promise((resolve) => { window.release = resolve; });
+          return answer;
+        };
+    """
+    async with chromium(tmp_path) as browser:
+        page = await browser.open(page_of(consultation, "patient", "source"), before=slow)
+        await page.fill(stream="hasty")
+        await page.click("input[value=test]")
+        await page.click("#go")
+        # The relay has answered, and the page has not heard it yet.
+        await page.until("window.release && true")
+        await page.click("#go")
+        await page.evaluate("window.release(), window.release = null, true")
+        await page.click("#go")
+        await page.until("window.release && true")
+        await page.evaluate("window.release()")
+        await page.until(LIVE, seconds=4)
+        assert not page.problems
+        await page.click("#go")
+        async with asyncio.timeout(10):
+            while "hasty" in streams(consultation):
+                await asyncio.sleep(0.1)
+
+
+SHOWN = "Number(document.querySelector('#player').dataset.frames)"
+WARNED = "!document.querySelector('#frozen').hidden"
+
+
+async def test_a_picture_that_is_shown_again_does_not_end_the_warning(
+    consultation: Product, tmp_path: Path
+) -> None:
+    async with chromium(tmp_path) as browser:
+        sink = page_of(consultation, "patient", "sink")
+        publisher = await publish(browser, page_of(consultation, "patient", "source"), "still")
+        viewer = await watch(browser, sink, "still")
+        await advancing(viewer)
+        # The sound goes on, so the stream is live; its picture is the last one for ever.
+        await publisher.evaluate("document.querySelector('#preview').srcObject.getVideoTracks()[0].stop()")
+        await viewer.until(WARNED)
+        await viewer.until("document.querySelector('#state').dataset.state === 'still'")
+        before = await viewer.evaluate(SHOWN)
+        await viewer.evaluate(
+            "window.ended = false;"
+            "setInterval(() => { window.ended ||= document.querySelector('#frozen').hidden; }, 10); 0"
+        )
+        # Another viewer is given a keyframe, made of the old picture; the first one is shown it as well.
+        other = await browser.open(sink + "?stream=still")
+        await other.until("document.querySelector('#player').videoWidth > 0")
+        await other.until(WARNED)
+        await viewer.until(f"{SHOWN} > {before}")
+        await viewer.until("Number(document.querySelector('#frozen-seconds').textContent) > 3")
+        assert not await viewer.evaluate("window.ended"), "the warning ended"
+
+
+BARE = """
+    delete HTMLVideoElement.prototype.requestVideoFrameCallback;
+    delete Element.prototype.requestFullscreen;
+    HTMLVideoElement.prototype.webkitEnterFullscreen = function () { window.full = this.id; };
+"""
+"""What the browsers of some phones lack, and what iPhones have instead."""
+
+FIGURE = "Number.parseFloat(document.querySelector('#{}').textContent) >= 0"
+
+
+async def test_the_viewer_page_needs_no_more_than_phones_have(consultation: Product, tmp_path: Path) -> None:
+    async with chromium(tmp_path) as browser:
+        await publish(browser, page_of(consultation, "patient", "source"), "phone")
+        viewer = await watch(browser, page_of(consultation, "patient", "sink"), "phone", BARE)
+        await advancing(viewer)
+        await viewer.click("#fullscreen")
+        assert await viewer.evaluate("window.full") == "player"
+        for name in ("latency", "receive", "handover", "link", "encode", "send", "total", "measured"):
+            await viewer.until(FIGURE.format(name))
+        assert not await viewer.evaluate(WARNED)
+        assert not viewer.problems
 
 
 def write_camera(path: Path) -> Path:

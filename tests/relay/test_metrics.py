@@ -48,6 +48,7 @@ def test_a_summary_for_status() -> None:
     assert latency.summary() == {"p50_ms": 0.0, "p95_ms": 0.0, "p99_ms": 0.0, "max_ms": 0.0, "count": 0}
     latency.record_ns(2_000_000)
     assert latency.summary()["p50_ms"] == pytest.approx(2.0, rel=0.01)
+    assert latency.tally() == {"count": 1, "sum_ms": 2.0}
 
 
 @pytest.mark.parametrize(

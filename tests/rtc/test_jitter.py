@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rtc import jitter
+from rtc import gaps, jitter
 from rtc.jitter import (
     MS,
     AudioJitter,
@@ -117,8 +120,21 @@ def test_a_gap_is_asked_for_again_and_again_and_then_given_up() -> None:
             given_up_at = deadline
     assert asked[:3] == [(0, [(101,)]), (15, [(101,)]), (30, [(101,)])]
     assert given_up_at == buffer.hold_ns == jitter.MIN_HOLD_NS
-    assert len([1 for _, lost in asked if lost]) <= jitter.NACK_TRIES
+    assert len([1 for _, lost in asked if lost]) <= gaps.TRIES
     assert buffer.tally.lost == 1
+
+
+def test_a_new_gap_is_asked_for_at_once_whatever_was_asked_before() -> None:
+    buffer = make()
+    packets = stream("K P. P P. P P. P")
+    feed(buffer, packets[:1])
+    assert nacks(buffer.receive(packets[2], 0)) == [(101,)]
+    assert nacks(buffer.receive(packets[4], 5 * MS)) == [(103,)]
+    # Both are missing still, and are asked for again in their order, beside the newest one.
+    assert nacks(buffer.due(15 * MS)) == [(101,)]
+    assert nacks(buffer.receive(packets[7], 20 * MS)) == [(103, 105, 106)]
+    buffer.receive(packets[1], 21 * MS)
+    assert nacks(buffer.due(40 * MS)) == [(103, 105, 106)]
 
 
 def test_a_repair_releases_everything_at_once() -> None:
@@ -220,7 +236,7 @@ def test_the_hold_follows_the_round_trip(rtt_ns: int | None, hold_ns: int) -> No
 def test_a_burst_beyond_repair_is_skipped_at_once() -> None:
     buffer = make()
     feed(buffer, stream("K"))
-    outputs = feed(buffer, stream("P K. P", 101 + jitter.MAX_GAP + 1, timestamp=3000))
+    outputs = feed(buffer, stream("P K. P", 101 + jitter.MAX_MISSING + 1, timestamp=3000))
     assert requests(outputs) == 1
     assert nacks(outputs) == []
     assert timestamps(outputs) == [2, 3]
@@ -276,6 +292,95 @@ def test_what_is_kept_is_bounded() -> None:
     assert buffer.tally.lost >= 1
 
 
+def test_what_is_missing_is_bounded() -> None:
+    buffer = make(rtt_ns=1000 * MS)
+    feed(buffer, stream("K"))
+    asked: list[tuple[int, ...]] = []
+    for index in range(1, 400):
+        packet = stream("P", 100 + 100 * index, timestamp=3000 * index)[0]
+        asked += nacks(buffer.receive(packet, index))
+        assert buffer.missing <= jitter.MAX_MISSING
+    assert buffer.tally.overflows == 399 // 11
+    assert buffer.tally.keyframe_requests >= 1
+    assert max(len(lost) for lost in asked) <= gaps.BATCH
+    # What follows the overflow is decoded from the next keyframe.
+    assert timestamps(feed(buffer, stream("K. P", 101 + 100 * 399, timestamp=9_000_000))) == [3000, 3001]
+
+
+def lines_run(work: Callable[[], object]) -> int:
+    """Lines of the jitter buffer that `work` runs: its cost, whatever else this machine does."""
+    files = {jitter.__file__, gaps.__file__}
+    count = 0
+
+    def local(_frame: FrameType, event: str, _arg: object) -> Any:
+        nonlocal count
+        count += event == "line"
+        return local
+
+    before = sys.gettrace()
+    sys.settrace(lambda frame, _event, _arg: local if frame.f_code.co_filename in files else None)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def far_apart(count: int) -> list[RtpPacket]:
+    return [stream("P", 1000 * index, timestamp=3000 * index)[0] for index in range(count)]
+
+
+def every_second(count: int) -> list[RtpPacket]:
+    return [stream("P", 2 * index, timestamp=3000 * index)[0] for index in range(count)]
+
+
+def all_marked_behind_a_gap(count: int) -> list[RtpPacket]:
+    return [packet for index in range(2, count) for packet in stream("P", index + (index > 2), timestamp=0)]
+
+
+def keyframes_far_apart(count: int) -> list[RtpPacket]:
+    return [stream("K", 1000 * index, timestamp=3000 * index)[0] for index in range(count)]
+
+
+def late_ones(count: int) -> list[RtpPacket]:
+    return [*far_apart(60), *(stream("P", 59_000 - index % 900)[0] for index in range(count))]
+
+
+FLOODS: list[Callable[[int], list[RtpPacket]]] = [
+    far_apart,
+    every_second,
+    all_marked_behind_a_gap,
+    keyframes_far_apart,
+    late_ones,
+]
+
+LINES_OF_A_PACKET = 200
+LINES_OF_A_NUMBER = 10
+"""Of one number that a request names; `gaps.BATCH` are the most that one packet can cause."""
+
+
+@pytest.mark.parametrize("flood", FLOODS, ids=lambda flood: flood.__name__)
+@pytest.mark.parametrize("trusting", [True, False])
+def test_no_flood_of_gaps_makes_packets_expensive(
+    flood: Callable[[int], list[RtpPacket]], trusting: bool
+) -> None:
+    buffer = make(trusting=trusting)
+    feed(buffer, stream("K", 0))
+    costs = []
+    now_ns = 0
+    for packet in flood(1_500):
+        now_ns += MS // 20
+
+        def take(packet: RtpPacket = packet, now_ns: int = now_ns) -> None:
+            buffer.receive(packet, now_ns)
+            if (deadline := buffer.deadline) is not None and deadline <= now_ns:
+                buffer.due(now_ns)
+
+        costs.append(lines_run(take))
+    costs.append(lines_run(lambda: buffer.due(now_ns + jitter.MAX_HOLD_NS)))
+    assert sum(costs) < len(costs) * (LINES_OF_A_PACKET + LINES_OF_A_NUMBER * gaps.BATCH)
+
+
 @given(
     st.lists(st.integers(0, 39), max_size=120),
     st.integers(0, 65_535),
@@ -301,7 +406,7 @@ def test_whatever_arrives_pictures_are_whole_ordered_and_come_once(
     for picture in shown:
         if not picture.damaged:
             assert list(picture.payloads) == whole[picture.timestamp]
-    assert not buffer._missing
+    assert buffer.missing == 0
 
 
 def sound(seq: int) -> RtpPacket:

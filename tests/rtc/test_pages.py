@@ -133,6 +133,113 @@ def test_every_word_that_is_used_exists_and_every_word_is_used() -> None:
     assert known <= used | quoted, known - used - quoted
 
 
+def run_script(module: str, script: str) -> object:
+    """What `script` prints, as JSON; ``%s`` in it is the address of one of the pages' modules."""
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("node is not installed: apt-get install nodejs")
+    with resources.as_file(resources.files("rtc.pages").joinpath(module)) as path:
+        done = subprocess.run(
+            [node, "--input-type=module", "--no-warnings", "-e", script.replace("%s", path.as_uri())],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=30,
+        )
+    return json.loads(done.stdout)
+
+
+FRESHNESS_SCRIPT = """
+import { Freshness } from "%s";
+const freshness = new Freshness();
+const found = [];
+for (const [at, what, value] of STEPS) {
+  if (what === "frame") freshness.frame(at);
+  if (what === "told") freshness.told(at, value);
+  if (what === "unhidden") freshness.unhidden(at);
+  if (what === "age") found.push(Math.round(freshness.age(at)));
+  if (what === "left") found.push(freshness.left);
+}
+console.log(JSON.stringify(found));
+"""
+
+PICTURES = {"live": True, "frozen": False}
+STILL = {"live": True, "frozen": True}
+GONE = {"live": False, "frozen": False}
+
+FRESHNESS: dict[str, tuple[list[tuple[object, ...]], list[object]]] = {
+    "before the first picture": ([(0, "age"), (9000, "age")], [0, 0]),
+    "pictures": ([(0, "frame"), (400, "age"), (450, "frame"), (900, "age")], [0, 0]),
+    "no picture": ([(0, "frame"), (501, "age"), (800, "age")], [501, 800]),
+    "the last picture is repeated": (
+        [(0, "frame"), (600, "age"), (700, "frame"), (710, "age"), (800, "told", STILL), (900, "age")],
+        [600, 710, 900],
+    ),
+    "it is repeated before the warning": (
+        [(0, "frame"), (300, "frame"), (600, "frame"), (700, "told", STILL), (710, "age"), (800, "age")],
+        [510, 600],
+    ),
+    "pictures come again": (
+        [(0, "frame"), (600, "age"), (650, "frame"), (700, "told", PICTURES), (710, "age")],
+        [600, 0],
+    ),
+    "pictures come to the relay but not here": (
+        [(0, "frame"), (600, "age"), (700, "told", PICTURES), (710, "age")],
+        [600, 710],
+    ),
+    "an answer that was asked for before the warning": (
+        [(0, "frame"), (600, "age"), (650, "frame"), (590, "told", PICTURES), (700, "age")],
+        [600, 700],
+    ),
+    "the publisher leaves": (
+        [(0, "frame"), (10, "left"), (100, "told", GONE), (110, "age"), (110, "left"), (200, "told", None)],
+        [False, 510, True],
+    ),
+    "the publisher comes back": (
+        [(0, "frame"), (100, "told", GONE), (150, "frame"), (200, "told", PICTURES), (210, "age")],
+        [0],
+    ),
+    "the first picture is an old one": ([(0, "told", STILL), (100, "frame"), (110, "age")], [610]),
+    "the page was hidden": ([(0, "frame"), (9000, "unhidden"), (9100, "age"), (9600, "age")], [0, 600]),
+}
+
+
+@pytest.mark.peer
+def test_a_warning_ends_with_a_new_picture_and_not_with_an_old_one_again() -> None:
+    for name, (steps, expected) in FRESHNESS.items():
+        script = FRESHNESS_SCRIPT.replace("STEPS", json.dumps(steps))
+        assert (name, run_script("frames.js", script)) == (name, expected)
+
+
+DELAY_SCRIPT = """
+import { Recent, Slope, total } from "%s";
+const slope = new Slope(), recent = new Recent();
+const found = [slope.mean(), recent.mean(0)];
+// Thirty pictures a second: of 10 ms each for a minute, then of 50 ms.
+let sum = 0, count = 0;
+for (let second = 0; second < 70; second += 1) {
+  count += 30;
+  sum += 30 * (second < 60 ? 10 : 50);
+  slope.add(1000 * second, count, sum);
+  recent.add(1000 * second, second < 60 ? 10 : 50);
+}
+found.push(slope.mean(), recent.mean(69000));
+slope.add(70000, undefined, undefined);
+recent.add(70000, null);
+found.push(slope.mean(), recent.mean(70000));
+slope.add(71000, 3, 60);
+slope.add(72000, 6, 120);
+found.push(slope.mean(), recent.mean(99000));
+found.push(total([1, NaN, 2]), total([NaN, undefined, null]));
+console.log(JSON.stringify(found));
+"""
+
+
+@pytest.mark.peer
+def test_the_delay_now_is_that_of_the_last_seconds() -> None:
+    assert run_script("delay.js", DELAY_SCRIPT) == [None, None, 50, 50, 50, 50, 20, None, 3, None]
+
+
 STAMP_SCRIPT = """
 import { paint, StampReader } from "%s";
 const cells = [];
@@ -145,20 +252,8 @@ console.log(JSON.stringify(cells));
 
 @pytest.mark.peer
 def test_the_browsers_stamp_is_pythons() -> None:
-    node = shutil.which("node")
-    if node is None:
-        pytest.skip("node is not installed: apt-get install nodejs")
-    with resources.as_file(resources.files("rtc.pages").joinpath("stamp.js")) as path:
-        script = STAMP_SCRIPT % path.as_uri()
-        done = subprocess.run(
-            [node, "--input-type=module", "--no-warnings", "-e", script],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=30,
-        )
     bits = Stamp(time_us=0x123456789ABC, counter=0xFEDCBA98).bits().ravel().tolist()
     expected = [
         [16 + 16 * (index % 16), 16 + 16 * (index // 16), 16, 16, bit] for index, bit in enumerate(bits)
     ]
-    assert json.loads(done.stdout) == expected
+    assert run_script("stamp.js", STAMP_SCRIPT) == expected

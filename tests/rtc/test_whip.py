@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+import trustme
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 from aiortc.mediastreams import AudioStreamTrack, VideoStreamTrack
 from multidict import CIMultiDictProxy
 
+from relay.errors import MedferryError
 from relay.records import StopReason, StreamKind
 from tests.rtc.fakes import MemoryOutlet, bound, lane, running, side, until
 
@@ -29,7 +32,8 @@ class Rig:
         listener = bound(socket.SOCK_STREAM)
         table = {"listen": "127.0.0.1:8081", **(settings or {})}
         self.side = side(lane(whip=table, **source), self.outlet, tmp_path, {"whip": [listener]})
-        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        self.port: int = listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
         self._running = running(self.side)
 
     async def __aenter__(self) -> Rig:
@@ -200,9 +204,15 @@ async def test_methods_types_and_names(rig: Rig) -> None:
     assert (await rig.ask("POST", "/whip/room", OFFER, Content_Type="text/plain"))[0] == 415
     assert (await rig.post("room", OFFER, Accept="application/json"))[0] == 406
     assert (await rig.post("No%20Name", OFFER))[0] == 404
-    assert (await rig.ask("GET", "/whip/room"))[0] == 405
     assert (await rig.ask("PUT", "/whip/room/x"))[0] == 405
     assert (await rig.ask("DELETE", "/whip/room/x"))[0] == 404
+    # The resources have no representation (RFC 9725 §4.1).
+    _, headers, _ = await rig.post("room", OFFER)
+    for method in ("GET", "HEAD"):
+        for path, status in (("/whip/room", 204), (headers["Location"], 204), ("/whip/room/x", 404)):
+            answer, _, body = await rig.ask(method, path)
+            assert (method, path, answer) == (method, path, status)
+            assert not body or status == 404
     status, headers, _ = await rig.ask("OPTIONS", "/whip/room", Origin="https://clinic.example")
     assert status == 204
     assert headers["Accept-Post"] == "application/sdp"
@@ -212,7 +222,8 @@ async def test_methods_types_and_names(rig: Rig) -> None:
 
 
 async def test_trickle(rig: Rig) -> None:
-    _, headers, _ = await rig.post("room", OFFER)
+    _, headers, answer = await rig.post("room", OFFER)
+    assert "a=rtcp-mux-only\r\n" in answer
     where, tag = headers["Location"], headers["ETag"]
     candidate = "a=candidate:1 1 udp 2130706431 127.0.0.1 40000 typ host\r\n"
     credentials = "a=ice-ufrag:abcd\r\na=ice-pwd:abcdefghijklmnopqrstuvwx\r\n"
@@ -221,13 +232,25 @@ async def test_trickle(rig: Rig) -> None:
     async def patch(body: str, **named: str) -> int:
         return (await rig.ask("PATCH", where, body, **{"Content_Type": FRAGMENT, **named}))[0]
 
-    assert await patch(fragment, If_Match=tag) == 204
+    status, headers, _ = await rig.ask("PATCH", where, fragment, Content_Type=FRAGMENT, If_Match=tag)
+    assert (status, "ETag" in headers) == (204, False)
+    # Of the same ICE session, whichever way it is named (RFC 9110 §13.1.1).
+    assert await patch(fragment, If_Match="*") == 204
+    assert await patch(fragment, If_Match=f'"other", {tag}') == 204
     assert await patch(fragment) == 428
     assert await patch(fragment, If_Match='"other"') == 412
-    assert await patch(fragment.replace("abcd\r\n", "new1\r\n"), If_Match="*") == 501
+    assert await patch(fragment.replace("abcd\r\n", "new1\r\n"), If_Match="*") == 422
+    assert await patch(fragment.replace("abcd\r\n", "new1\r\n"), If_Match=tag) == 422
     assert await patch("nonsense", If_Match=tag) == 400
     assert await patch(fragment.replace("40000", "99999"), If_Match=tag) == 400
     assert await patch(fragment, If_Match=tag, Content_Type="application/sdp") == 415
+    # What we cannot use, or need no more of, is left aside without a word (§4.3.2).
+    for kind in ("1 tcp", "1 ssltcp", "2 udp"):
+        assert await patch(fragment.replace("1 udp", kind).replace("40000", "9"), If_Match=tag) == 204
+    assert await patch(fragment.replace("127.0.0.1", "0a1b.local"), If_Match=tag) == 204
+    many = "".join(candidate.replace("40000", str(port)) for port in range(40_001, 40_041))
+    assert await patch(fragment + many, If_Match=tag) == 204
+    assert rig.transport["refused"]["candidates"] > 0
 
 
 async def test_tokens(tmp_path: Path) -> None:
@@ -235,8 +258,12 @@ async def test_tokens(tmp_path: Path) -> None:
     async with Rig(tmp_path, {"tokens": tokens, "addresses": ["127.0.0.1"]}) as rig:
         status, headers, _ = await rig.post("room", OFFER)
         assert (status, headers["WWW-Authenticate"]) == (401, 'Bearer realm="media"')
-        assert (await rig.post("room", OFFER, Authorization="Bearer wrong"))[0] == 403
-        assert (await rig.post("other", OFFER, Authorization=f"Bearer {tokens['room']}"))[0] == 403
+        for wrong in ("wrong", tokens["room"][:-1], "\udcff\udcfe" + tokens["room"][2:]):
+            status, headers, _ = await rig.post("room", OFFER, Authorization=f"Bearer {wrong}")
+            expected = 'Bearer realm="media", error="invalid_token"'
+            assert (status, headers["WWW-Authenticate"]) == (401, expected)
+        status, headers, _ = await rig.post("other", OFFER, Authorization=f"Bearer {tokens['room']}")
+        assert (status, headers["WWW-Authenticate"].split()[-1]) == (403, 'error="insufficient_scope"')
         status, headers, _ = await rig.post("room", OFFER, Authorization=f"Bearer {tokens['room']}")
         assert status == 201
         assert (await rig.ask("DELETE", headers["Location"]))[0] == 401
@@ -270,3 +297,55 @@ async def test_ice_servers_are_offered(tmp_path: Path) -> None:
             '<stun:127.0.0.1:9>; rel="ice-server"',
             '<turn:127.0.0.1:9>; rel="ice-server"; username="u"; credential="p"; credential-type="password"',
         ]
+        # A preflight carries no token, so it must not be told any credentials.
+        for path in ("/whip/room", response.headers["Location"]):
+            _, headers, _ = await rig.ask("OPTIONS", path)
+            assert "Link" not in headers
+
+
+async def test_half_a_body_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rtc.http.BODY_SECONDS", 0.2)
+    async with Rig(tmp_path, {"addresses": ["127.0.0.1"]}) as rig:
+        reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+        writer.write(HALF_A_POST)
+        answer = await asyncio.wait_for(reader.read(), 5)
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        writer.close()
+
+
+async def test_half_a_body_does_not_hold_up_the_drain(tmp_path: Path) -> None:
+    async with Rig(tmp_path, {"addresses": ["127.0.0.1"]}) as rig:
+        _, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+        writer.write(HALF_A_POST)
+        # Another request on a connection of its own is answered later than the first was begun.
+        assert (await rig.ask("GET", "/whip/room"))[0] == 204
+        started = time.monotonic()
+    assert time.monotonic() - started < 4
+    writer.close()
+
+
+HALF_A_POST = b"\r\n".join(
+    [
+        b"POST /whip/room HTTP/1.1",
+        b"Host: x",
+        b"Content-Type: application/sdp",
+        b"Content-Length: 900",
+        b"",
+        b"v=0",
+    ]
+)
+
+
+async def test_a_key_of_another_certificate_is_said_in_words(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    first, second = authority.issue_cert("localhost"), authority.issue_cert("localhost")
+    first.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    second.private_key_pem.write_to_path(tmp_path / "key.pem")
+    names = {"tls_certificate": str(tmp_path / "cert.pem"), "tls_key": str(tmp_path / "key.pem")}
+    rig = Rig(tmp_path, names)
+    with pytest.raises(ExceptionGroup) as raised:
+        async with rig:
+            raise AssertionError("it started")
+    [error] = raised.value.exceptions
+    assert isinstance(error, MedferryError)
+    assert "certificate and key cannot be used" in str(error)
