@@ -133,6 +133,8 @@ async def test_commit_is_durable_in_the_right_order(directory: str, monkeypatch:
         return call
 
     async with opened(directory) as spool:
+        # By then there are spare files.
+        await written(spool)
         part = begun(spool)
         monkeypatch.setattr(os, "fsync", spied("fsync", os.fsync))
         monkeypatch.setattr(os, "rename", spied("rename", os.rename))
