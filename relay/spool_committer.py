@@ -22,7 +22,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from relay.errors import SpoolError
+from relay.errors import SpoolError, SpoolFull
 from relay.spool_files import Directory, discard, spool_error
 from relay.spool_inbox import Inbox
 from relay.spool_index import Admitted, Index, Mark, Row, Totals
@@ -54,7 +54,7 @@ MAX_UNRECORDED = 65_536
 """Rows that may wait while the index cannot be written (disk full); beyond, the spool ends."""
 
 RETRY_SECONDS = 0.25
-"""Between two attempts to write rows to a full disk."""
+"""Between two attempts to write rows, or files that the journal has, to a full disk."""
 
 LOCK_SECONDS = 0.05
 """How long rows wait for another process's transaction at once, while objects may wait for an fsync."""
@@ -155,6 +155,7 @@ class Committer:
         self._deferred: list[Intake] = []
         self._deferred_bytes = 0
         self._deferred_since = 0.0
+        self._defer_again_at = 0.0
         self._unsynced: set[int] = set()
         """Seqs of files that are deferred or being synced."""
         self._rows: list[Row] = []
@@ -323,18 +324,25 @@ class Committer:
     def _defer_until(self) -> float:
         """When what is deferred is to be synced."""
         full = len(self._deferred) >= MAX_DEFERRED or self._deferred_bytes >= MAX_DEFERRED_BYTES
-        if full or self._jobs or self._stopping:
-            return 0.0
-        return self._deferred_since + MAX_SEAL_DELAY_SECONDS
+        hurry = full or self._jobs or self._stopping
+        due = 0.0 if hurry else self._deferred_since + MAX_SEAL_DELAY_SECONDS
+        return max(due, self._defer_again_at)
 
     def _synced(self, group: Synced) -> None:
-        """The syncer is done with a group."""
-        for intake in group.intakes:
+        """The syncer is done with a group. What found the disk full is in the journal and is tried again."""
+        full = [each for each in group.intakes if each.data is not None and isinstance(each.error, SpoolFull)]
+        over = [each for each in group.intakes if each not in full] if full else group.intakes
+        for intake in over:
             self._unsynced.discard(intake.entry.seq)
             if intake.error is None:
                 self._release(intake.entry.seq)
-        self._add_synced(group.intakes)
-        self._news(group)
+        self._add_synced(over)
+        self._news(Synced(over))
+        for intake in full:
+            self._unsynced.discard(intake.entry.seq)
+            if not self._stopping:
+                self._defer(Intake(intake.entry, intake.name, None, intake.data))
+                self._defer_again_at = time.monotonic() + RETRY_SECONDS
 
     def _add_synced(self, intakes: list[Intake]) -> None:
         for intake in intakes:

@@ -34,7 +34,7 @@ class Intake:
     file: PartFile | None
     """Its file; in ``objects/`` already if it was handed on."""
     data: bytearray | None = None
-    """All of the file's bytes, where it has to be written."""
+    """All of the file's bytes, until the file is durable; None where it was written as it came."""
     committing: bool = False
     """Whether somebody waits to hear that it is in custody."""
     error: SpoolError | None = None
@@ -56,7 +56,6 @@ class Intake:
         # For the order of objects that a recovery finds.
         stored_ns = int(self.entry.stored_at * 1e9)
         os.utime(self.file.fd, ns=(stored_ns, stored_ns))
-        self.data = None
 
     def rename(self, directory: Directory) -> None:
         """Move the file into ``objects/``, if it is not there.
@@ -71,10 +70,11 @@ class Intake:
             self.file = PartFile(self.name, directory.objects, file.fd)
 
     def give_up(self, error: OSError, directory: Directory) -> None:
-        """A commit that failed leaves nothing; a file that was handed on stays, for recovery to judge."""
+        """A commit that failed leaves nothing; a file that was handed on stays, for recovery to judge, unless
+        its bytes are in the journal still."""
         if self.error is None:
             self.error = spool_error(error, f"making object {self.entry.id} durable")
-            if self.committing and self.file is not None:
+            if self.file is not None and (self.committing or self.data is not None):
                 discard(self.file.name, self.file.folder)
 
 
@@ -106,6 +106,8 @@ def make_durable(intakes: Sequence[Intake], directory: Directory, spares: Spares
     for intake in intakes:
         if intake.file is not None:
             os.close(intake.file.fd)
+        if intake.error is None:
+            intake.data = None
 
 
 class Syncer:

@@ -268,6 +268,49 @@ async def test_a_journaled_file_that_cannot_be_synced_ends_the_spool(
         assert spool.stats().waiting == {"pacs": 1}
 
 
+async def test_a_disk_that_is_full_for_a_while_delays_files_that_the_journal_has(
+    directory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, tries = os.fsync, 0
+
+    def full(fd: int) -> None:
+        nonlocal tries
+        tries += 1
+        if tries <= 6:
+            raise OSError(errno.ENOSPC, "no space")
+        real(fd)
+
+    monkeypatch.setattr(spool_committer, "RETRY_SECONDS", 0.01)
+    async with opened(directory, JOURNALED) as spool:
+        await written(spool)
+        monkeypatch.setattr(os, "fsync", full)
+        entries = [await stored(spool, b"object %d" % number) for number in range(3)]
+        await deliver(spool, 3)
+        await written(spool)
+        monkeypatch.undo()
+        assert tries > 6
+        assert spool.stats().retained_objects == 3
+        assert [data_of(spool, entry) for entry in entries] == [b"object %d" % n for n in range(3)]
+    async with opened(directory, JOURNALED) as spool:
+        assert spool.recovered == Recovered()
+
+
+async def test_a_disk_that_stays_full_at_the_end_leaves_the_journal_to_the_next_opening(
+    directory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(spool_committer, "RETRY_SECONDS", 0.01)
+    async with opened(directory, JOURNALED) as spool:
+        await written(spool)
+        monkeypatch.setattr(os, "fsync", full)
+        await stored(spool, b"data")
+    monkeypatch.undo()
+    async with opened(directory, JOURNALED) as spool:
+        assert spool.recovered == Recovered(adopted=1, restored=1)
+
+
 async def test_a_commit_without_journal_and_without_disk_leaves_nothing(
     directory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
