@@ -109,7 +109,7 @@ def doctor(as_json: Json = False) -> None:
 @app.command()
 def demo(
     seconds: Annotated[float, typer.Option(min=3, max=600, help="How long the camera runs.")] = 8,
-    keep: Annotated[bool, typer.Option(help="Keep the relay running afterwards, until Ctrl-C.")] = False,
+    keep: Annotated[bool, typer.Option(help="Let relay and camera run on afterwards, until Ctrl-C.")] = False,
 ) -> None:
     """Run a relay on loopback and send studies and a camera through it."""
     # The one place where the core's command reaches into the adapters, and only when asked to.

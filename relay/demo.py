@@ -46,6 +46,8 @@ END_SECONDS = 40.0
 MAX_OBJECT_BYTES = 8 << 20
 """Larger samples are left out: the demo should take seconds."""
 
+HOW_TO_KEEP = "The relay ends here, and its pages with it. To open them, let it run on: {command} demo --keep"
+
 CONFIGURATION = """\
 [relay]
 name  = "demo"
@@ -229,7 +231,7 @@ async def show(seconds: float, keep: bool) -> int:
 
     Args:
         seconds: How long the synthetic camera runs.
-        keep: Leave the relay running afterwards, until Ctrl-C.
+        keep: Leave the relay and its camera running afterwards, until Ctrl-C.
 
     Raises:
         MedferryError: The relay did not start.
@@ -256,8 +258,9 @@ async def show(seconds: float, keep: bool) -> int:
         ok = await _studies(console, ports, received, state)
         ok &= await _camera(console, ports, seconds)
         if keep:
-            console.print("The relay runs on; end it with Ctrl-C.")
-            await process.wait()
+            await _keep(console, ports, process)
+        elif console.is_terminal:
+            console.print(HOW_TO_KEEP.format(command=_command()), soft_wrap=True, highlight=False)
     finally:
         if process.returncode is None:
             process.send_signal(signal.SIGTERM)
@@ -294,12 +297,42 @@ async def _studies(console: Console, ports: Ports, received: str, state: str) ->
 async def _camera(console: Console, ports: Ports, seconds: float) -> bool:
     """Show a synthetic camera to the relay and watch it come out, by RTP: glass to glass."""
     source, sink = f"127.0.0.1:{ports.camera_in}", f"127.0.0.1:{ports.camera_out}"
+    for line in pages(ports):
+        console.print(line, soft_wrap=True, highlight=False)
     with console.status(f"A camera runs for {seconds:.0f} s"):
         report = await load("rtc.demo_camera:show")(source, sink, seconds)
     table = Table(title="A camera crossed", title_justify="left", show_header=False)
     for name, value in load("rtc.bench_report:lines")(report):
         table.add_row(name, value)
-    table.add_row("publish page (side A)", f"http://127.0.0.1:{ports.publish}/")
-    table.add_row("viewer page (side B)", f"http://127.0.0.1:{ports.view}/")
     console.print(table)
     return bool(report.pictures)
+
+
+def pages(ports: Ports) -> list[str]:
+    """What can be opened in a browser as long as the relay runs."""
+    return [
+        f"Watch the camera on side B:     http://127.0.0.1:{ports.view}/?stream=camera",
+        f"Publish your own from side A:   http://127.0.0.1:{ports.publish}/",
+    ]
+
+
+async def _keep(console: Console, ports: Ports, process: asyncio.subprocess.Process) -> None:
+    """Let the relay and its camera run until the relay ends or the demo is interrupted."""
+    console.print("\nThe relay and its camera run on; end them with Ctrl-C.")
+    for line in pages(ports):
+        console.print(line, soft_wrap=True, highlight=False)
+    camera = asyncio.create_task(load("rtc.demo_camera:show_for_ever")(f"127.0.0.1:{ports.camera_in}"))
+    ended = asyncio.create_task(process.wait())
+    try:
+        await asyncio.wait({camera, ended}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        camera.cancel()
+        ended.cancel()
+
+
+def _command() -> str:
+    """How this very `medferry` is called from here."""
+    installed = os.path.join(os.path.dirname(sys.executable), "medferry")
+    if shutil.which("medferry") == installed or not os.path.exists(installed):
+        return "medferry"
+    return os.path.relpath(installed)

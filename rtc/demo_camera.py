@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from rtc.bench import Options, bench_rtp, bench_webrtc
+from rtc.bench_ends import RtpSender
 from rtc.bench_report import Report
+from rtc.camera import Camera
+
+FILM_SECONDS = 600
+"""Of one camera, which remembers each picture that it painted; then another one goes on."""
 
 
 async def show(source: str, sink: str, seconds: float) -> Report:
@@ -20,3 +25,21 @@ async def show(source: str, sink: str, seconds: float) -> Report:
     options = Options(source=source, sink=sink, seconds=seconds, name="camera")
     bench = bench_webrtc if source.startswith(("http://", "https://")) else bench_rtp
     return await bench(options)
+
+
+async def show_for_ever(source: str) -> None:
+    """Send a camera into the relay by plain RTP, at ``host:port``, until cancelled.
+
+    Raises:
+        MedferryError: The address cannot be used.
+    """
+    options = Options(source=source, sink=source)
+    keyframe_seconds = options.keyframe_seconds
+    sender = RtpSender(
+        source, options.codec, options.bitrate, options.size.rate, keyframe_seconds, mux=options.mux
+    )
+    try:
+        while True:
+            await Camera(options.size).run(FILM_SECONDS, sender.offer)
+    finally:
+        await sender.close()
