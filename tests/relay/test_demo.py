@@ -57,7 +57,7 @@ async def test_a_kept_demo_shows_its_camera_on_the_page_that_it_names(tmp_path: 
     assert found is not None
     try:
         async with aiohttp.ClientSession(found[0]) as http:
-            pictures = []
+            pictures: list[str] = []
             async with asyncio.timeout(20):
                 while len(set(pictures)) < 3:
                     async with http.get("streams") as answer:
