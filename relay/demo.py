@@ -236,6 +236,8 @@ async def show(seconds: float, keep: bool) -> int:
     Raises:
         MedferryError: The relay did not start.
     """
+    # Ended in whatever way, it takes its relay with it.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, signal.raise_signal, signal.SIGINT)
     console = Console()
     directory = os.path.abspath(DIRECTORY)
     shutil.rmtree(directory, ignore_errors=True)

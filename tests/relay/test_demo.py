@@ -49,7 +49,10 @@ async def test_in_a_terminal_it_says_how_to_keep_it(tmp_path: Path) -> None:
     assert await process.wait() == 0
 
 
-async def test_a_kept_demo_shows_its_camera_on_the_page_that_it_names(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+async def test_a_kept_demo_shows_its_camera_on_the_page_that_it_names(
+    tmp_path: Path, ending: signal.Signals
+) -> None:
     process, printed = await demo(tmp_path, "--keep")
     await text_until(printed, b"run on")
     text = await text_until(printed, b"?stream=camera")
@@ -57,7 +60,7 @@ async def test_a_kept_demo_shows_its_camera_on_the_page_that_it_names(tmp_path: 
     assert found is not None
     try:
         async with aiohttp.ClientSession(found[0]) as http:
-            pictures: list[str] = []
+            pictures: list[int] = []
             async with asyncio.timeout(20):
                 while len(set(pictures)) < 3:
                     async with http.get("streams") as answer:
@@ -66,6 +69,9 @@ async def test_a_kept_demo_shows_its_camera_on_the_page_that_it_names(tmp_path: 
                     await asyncio.sleep(0.05)
             assert (stream["name"], stream["live"]) == ("camera", True)
     finally:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(ending)
         async with asyncio.timeout(30):
             await process.wait()
+    async with aiohttp.ClientSession() as http:
+        with pytest.raises(aiohttp.ClientConnectionError):
+            await http.get(found[0])
