@@ -62,6 +62,9 @@ LOCK_SECONDS = 0.05
 POLL_SECONDS = 1.0
 """Between two looks at what other processes changed, and at the free disk."""
 
+FORGET_SECONDS = 10.0
+"""Without a commit for so long, the journal's old records are given up."""
+
 EVICT_BATCH = 64
 """Delivered objects removed at once, some milliseconds, for those that wait for an fsync meanwhile."""
 
@@ -156,6 +159,7 @@ class Committer:
         self._deferred_bytes = 0
         self._deferred_since = 0.0
         self._defer_again_at = 0.0
+        self._committed_at = 0.0
         self._unsynced: set[int] = set()
         """Seqs of files that are deferred or being synced."""
         self._rows: list[Row] = []
@@ -284,6 +288,7 @@ class Committer:
     def _commit(self) -> None:
         """Make a group of commits durable, those that the journal takes first: they are there soonest."""
         commits, self._commits = self._commits, []
+        self._committed_at = time.monotonic()
         journaled = self._keep(commits)
         for intake in journaled:
             # What becomes of its file is no answer to the commit any more.
@@ -391,6 +396,8 @@ class Committer:
             return
         self._poll_at = now + POLL_SECONDS
         self._free_disk = self._directory.free_bytes()
+        if self._journal is not None and now >= self._committed_at + FORGET_SECONDS:
+            self._journal.forget()
         changes = index.foreign_changes()
         if changes != index.seen:
             index.park_unserved()

@@ -13,7 +13,8 @@ its file follows. After a crash the file is made from here.
     └──────────── crc32 is of what follows it up to the data set ───────────────────┘
 
 A ring: a record that does not fit before the end goes to the beginning. The index remembers the `floor`: no
-record up to that seq is needed any more, so what an earlier lap left means nothing.
+record up to that seq is needed any more, so what an earlier lap left means nothing. It is forgotten once
+nothing new comes, so that no object is longer here than its retention allows.
 
 Never here: threads, the index, what is in a file.
 """
@@ -146,6 +147,16 @@ class Journal:
             OSError: It is not.
         """
         os.fdatasync(self._fd)
+
+    def forget(self) -> None:
+        """Give up what the file holds, where nothing of it is needed: copies of objects that may be removed.
+
+        Raises:
+            OSError: The disk failed.
+        """
+        if not self._live and self._allocated:
+            os.ftruncate(self._fd, 0)
+            self._allocated = 0
 
     def release(self, seq: int) -> None:
         """The file of this object is durable itself, or the object is not kept."""

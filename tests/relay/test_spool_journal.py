@@ -221,6 +221,25 @@ async def test_what_was_delivered_and_removed_does_not_come_back(directory: str)
         assert spool.feed("pacs").next_nowait() is None
 
 
+async def test_nothing_stays_in_a_journal_that_nobody_uses(
+    directory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool_committer, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(spool_committer, "FORGET_SECONDS", 0.2)
+    path = Path(directory, NAME)
+    async with opened(directory, JOURNALED) as spool:
+        await stored(spool, b"of a patient")
+        assert b"of a patient" in path.read_bytes()
+        async with asyncio.timeout(10):
+            while path.stat().st_size:
+                await asyncio.sleep(0.01)
+        again = await stored(spool, b"and again")
+        assert b"and again" in path.read_bytes()
+        assert data_of(spool, again) == b"and again"
+    async with opened(directory, JOURNALED) as spool:
+        assert spool.stats().waiting == {"pacs": 2}
+
+
 async def test_seqs_of_the_journal_are_not_given_again(
     directory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
