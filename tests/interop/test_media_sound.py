@@ -106,7 +106,8 @@ def gstreamer_receiver(sdp: Path, video: int, sound: int, output: Path) -> list[
 
 def heard_and_shown(path: Path) -> tuple[list[float], list[float]]:
     """When beeps begin, and when the pictures that belong to them are shown: seconds of the file."""
-    beeps, shown = [], []
+    beeps: list[float] = []
+    shown: list[float] = []
     quiet = 0.0
     try:
         with av.open(str(path)) as file:
