@@ -22,8 +22,22 @@ LOSSY = Impairment(drop=0.05)
 CANDIDATE = re.compile(r"a=candidate:\S+ 1 udp \d+ 127\.0\.0\.1 (\d+) typ host")
 
 
+class Unaddressed(RTCPeerConnection):
+    """Offers no address, so that the other side cannot reach it but by the way its packets come."""
+
+    @property
+    def localDescription(self) -> RTCSessionDescription:
+        found = super().localDescription
+        lines = found.sdp.split("\r\n")
+        kept = [line for line in lines if not line.startswith("a=candidate")]
+        return RTCSessionDescription("\r\n".join(kept), found.type)
+
+
 async def join_by_proxy(stack: AsyncExitStack, connection: RTCPeerConnection, seed: int) -> list[UdpProxy]:
-    """Let the connection reach its peer through a proxy, which is perfect at first."""
+    """Let the connection reach its peer through a proxy, which is perfect at first.
+
+    Both ways lead through it: two paths at once would be two sources, of which the relay heeds one.
+    """
     proxies: list[UdpProxy] = []
     take = connection.setRemoteDescription
 
@@ -38,6 +52,7 @@ async def join_by_proxy(stack: AsyncExitStack, connection: RTCPeerConnection, se
         lines.insert(at, f"a=candidate:1 1 udp 2130706431 127.0.0.1 {proxy.address[1]} typ host")
         await take(RTCSessionDescription("\r\n".join(lines), description.type))
 
+    connection.__class__ = Unaddressed
     setattr(connection, "setRemoteDescription", replaced)  # noqa: B010 - a method of this one connection
     return proxies
 
