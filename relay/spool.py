@@ -6,7 +6,8 @@
 
 A file is a header that the caller gives, then the data set; `sha256` is over the data set. The name carries
 id and hash and the header everything else, so custody does not depend on `index.db`: a row may follow its
-file by some milliseconds, and an index that is lost is rebuilt from the files when the spool is opened.
+file by some milliseconds, and an index that is lost is rebuilt from the files when the spool is opened. For
+a moment a small object of side A is in the journal and in memory only (`spool_journal`).
 
 Never here: what is in a header or a data set.
 """
@@ -233,8 +234,9 @@ class Spool:
     async def commit(self, part: Part, facts: Facts) -> Entry:
         """Put a whole object into custody; durable when this returns (side A).
 
-        The order is write, fsync of the file, rename into ``objects/``, fsync of the directory; commits
-        that wait at the same time share one pass. Then the object is in every feed.
+        Where the journal has a place for it, that is one write and one fdatasync, and its file follows; else
+        the order is write, fsync of the file, rename into ``objects/``, fsync of the directory. Commits that
+        wait at the same time share one pass. Then the object is in every feed.
 
         Cancelling does not undo the commit.
 

@@ -24,7 +24,7 @@ from relay.spool_spares import Spares
 from relay.spool_types import Entry
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Intake:
     """A whole object to make durable: a file, or bytes that have no file yet."""
 
