@@ -7,7 +7,6 @@ pictures are shown.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -36,6 +35,11 @@ pytestmark = pytest.mark.peer
 HOST = "127.0.0.1"
 RATE = 48_000
 LIP_SYNC_MS = 40.0
+
+FIRST_SYNC_MS = 150.0
+"""Before the sender's first reports have told how its clocks belong together, which GStreamer sends after
+seconds. What they correct is applied slowly, 30 ms a second, so that no time jumps."""
+
 LOUD = 1_500
 """Of 32,767: above what Opus makes of silence."""
 
@@ -43,7 +47,8 @@ QUIET_SECONDS = 0.4
 """Between two beeps, which are 100 ms long, there is more silence than this."""
 
 BEEPS = 3
-SECONDS = 40.0
+SETTLED_BEEPS = 12
+SECONDS = 60.0
 
 BEEP = f"aevalsrc='0.3*sin(2*PI*1000*t)*lt(mod(t\\,1)\\,0.1)':s={RATE}:c=stereo"
 
@@ -131,15 +136,32 @@ def heard_and_shown(path: Path) -> tuple[list[float], list[float]]:
 
 
 @pytest.mark.parametrize(
-    ("sender", "receiver"),
+    ("sender", "receiver", "beeps", "limit_ms"),
     [
-        pytest.param(gstreamer_sender, ffmpeg_receiver, id="gstreamer-to-ffmpeg"),
-        pytest.param(ffmpeg_sender, gstreamer_receiver, id="ffmpeg-to-gstreamer", marks=pytest.mark.slow),
+        pytest.param(gstreamer_sender, ffmpeg_receiver, BEEPS, FIRST_SYNC_MS, id="at-first"),
+        pytest.param(
+            gstreamer_sender,
+            ffmpeg_receiver,
+            SETTLED_BEEPS,
+            LIP_SYNC_MS,
+            id="gstreamer-to-ffmpeg",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ffmpeg_sender,
+            gstreamer_receiver,
+            SETTLED_BEEPS,
+            LIP_SYNC_MS,
+            id="ffmpeg-to-gstreamer",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_sound_crosses_in_sync(
     sender: Callable[[int, int, Path], list[str]],
     receiver: Callable[[Path, int, int, Path], list[str]],
+    beeps: int,
+    limit_ms: float,
     tmp_path: Path,
 ) -> None:
     pictures = clip(tmp_path / "clip.yuv")
@@ -177,8 +199,7 @@ address = "{HOST}:{sound_out}"
             return f"{heard_and_shown(received)}; they said {logs}; {relay.status()}"
 
         # One more, since the first may be from before the receiver has heard a report.
-        until(lambda: min(map(len, heard_and_shown(received))) > BEEPS, SECONDS, said)
-    beeps, shown = heard_and_shown(received)
-    offsets = [min((beep - picture for picture in shown), key=abs) for beep in beeps[1:]]
-    assert abs(1000 * statistics.median(offsets)) < LIP_SYNC_MS, offsets
-    assert max(abs(1000 * offset) for offset in offsets) < 2 * LIP_SYNC_MS, offsets
+        until(lambda: min(map(len, heard_and_shown(received))) > beeps, SECONDS, said)
+    heard, shown = heard_and_shown(received)
+    offsets = [1000 * min((beep - picture for picture in shown), key=abs) for beep in heard]
+    assert max(map(abs, offsets[-BEEPS:])) < limit_ms, offsets
