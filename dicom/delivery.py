@@ -339,6 +339,7 @@ class Delivery:
                 fd=fd,
                 offset=entry.data_offset,
                 size=entry.size,
+                last=len(self._sink.destination) == 1,
             )
         finally:
             os.close(fd)

@@ -25,6 +25,7 @@ from relay.records import (
     Record,
 )
 from relay.spool import Entry, Spool
+from relay.spool_reading import Reading
 
 LINK = "link"
 """The one destination of side A's spool."""
@@ -84,13 +85,14 @@ class Forwarder:
         end = ObjectEnd(id=entry.id, sha256=entry.sha256)
         fresh = self._spool.fresh(entry)
         fd = self._spool.open_data(entry) if fresh is None else -1
+        reading = Reading(fd, entry.data_offset, last=True)
         try:
             offset = 0
             while offset < entry.size:
                 # Senders who wait for an answer go first, before each part.
                 await asyncio.sleep(0)
                 if fresh is None:
-                    data = self._read(fd, entry, offset)
+                    data = self._read(reading, entry, offset)
                 else:
                     data = fresh[offset : offset + MAX_PART_BYTES]
                 records: list[Record] = [ObjectPart(id=entry.id, offset=offset, data=data)]
@@ -109,11 +111,11 @@ class Forwarder:
         if entry.parsed_ns:
             self._metrics.latency("forward").record_ns(time.monotonic_ns() - entry.parsed_ns)
 
-    def _read(self, fd: int, entry: Entry, offset: int) -> memoryview:
+    def _read(self, reading: Reading, entry: Entry, offset: int) -> memoryview:
         """The next part of a data set, valid until the next call. A disk's fault is one object's, not the
         link's."""
         try:
-            count = os.preadv(fd, [self._buffer], entry.data_offset + offset)
+            count = reading.read_into(memoryview(self._buffer))
         except OSError as error:
             raise SpoolError(f"reading its file failed: {error.strerror}") from error
         if count == 0:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 import time
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from dicom.negotiation import VERIFICATION, Agreement
 from dicom.pdu import Fragments
 from relay.errors import PeerError
 from relay.records import Buffer
+from relay.spool_reading import Reading
 
 BATCH_BYTES = 512 * 1024
 """Bytes of data set read and written at a time: what one association takes of memory."""
@@ -182,9 +182,12 @@ class Requestor:
         fd: int,
         offset: int,
         size: int,
+        last: bool = True,
         priority: int = 0,
     ) -> int:
         """Send `size` bytes of data set from `offset` of the file `fd`; the C-STORE response's status.
+
+        `last` says that nobody reads the file after us (`relay.spool_reading`).
 
         Raises:
             PeerError: The association is over; whether the peer has the object is not known.
@@ -196,8 +199,9 @@ class Requestor:
         limit = pdata.effective_length(self._agreement.max_length)
         answer = self._expect()
         try:
+            reading = Reading(fd, offset, last=last)
             await self._send_message(
-                context_id, pdata.command(context_id, command, limit), fd, offset, size, limit
+                context_id, pdata.command(context_id, command, limit), reading, size, limit
             )
             response = await self._response(answer)
         except BaseException:
@@ -295,7 +299,7 @@ class Requestor:
         return response.status
 
     async def _send_message(
-        self, context_id: int, command: bytes, fd: int, offset: int, size: int, limit: int
+        self, context_id: int, command: bytes, reading: Reading, size: int, limit: int
     ) -> None:
         """Write the command and the data set in batches of whole PDUs."""
         room = limit - pdata.PDV_OVERHEAD
@@ -307,7 +311,7 @@ class Requestor:
         sent = 0
         while sent < size:
             batch = self._batch[: min(per_batch, size - sent)]
-            count = os.preadv(fd, [batch], offset + sent)
+            count = reading.read_into(batch)
             if count < len(batch):
                 raise OSError(f"the file ends {size - sent - count} bytes early")
             for start in range(0, count, room):

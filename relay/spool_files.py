@@ -124,11 +124,11 @@ class Directory:
         return (match[1], match[2]) if match and match[3] == self.suffix else None
 
 
-def start_writeback(fd: int, offset: int, length: int) -> None:
-    """Let the kernel begin to write a range (`length` 0: to the end) that is soon to be fsynced.
+def let_go(fd: int, offset: int, length: int) -> None:
+    """Let the page cache work on a range (`length` 0: to the end): dirty pages begin to be written, which
+    spares the fsync to come; clean ones are given back, for a range that nobody will read again.
 
-    For DONTNEED Linux writes dirty pages without waiting, and drops clean ones: so only for what was just
-    written. It is advice; whatever is wrong with the disk, the fsync will say.
+    It is advice, and never waits; whatever is wrong with the disk, the fsync will say.
     """
     try:
         os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)

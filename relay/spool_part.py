@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from relay.errors import SpoolError
 from relay.records import Buffer
-from relay.spool_files import spool_error, start_writeback, write_all
+from relay.spool_files import let_go, spool_error, write_all
 from relay.spool_journal import MAX_RECORD_FILE_BYTES
 from relay.spool_room import Room
 
@@ -122,7 +122,7 @@ class Part:
             os.ftruncate(fd, end)
             raise spool_error(error, f"writing object {self.id}") from error
         if end + length - self._written_back >= WRITEBACK_BYTES:
-            start_writeback(fd, self._written_back, end + length - self._written_back)
+            let_go(fd, self._written_back, end + length - self._written_back)
             self._written_back = end + length
 
     @property

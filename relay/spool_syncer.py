@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from relay.errors import SpoolError
-from relay.spool_files import FILE_MODE, Directory, discard, spool_error, start_writeback, write_all
+from relay.spool_files import FILE_MODE, Directory, discard, let_go, spool_error, write_all
 from relay.spool_part import PartFile
 from relay.spool_spares import Spares
 from relay.spool_types import Entry
@@ -88,7 +88,7 @@ def make_durable(intakes: Sequence[Intake], directory: Directory, spares: Spares
             if intake.data is not None:
                 intake.write_file(directory, spares)
             if intake.file is not None and len(intakes) > 1:
-                start_writeback(intake.file.fd, 0, 0)
+                let_go(intake.file.fd, 0, 0)
         except OSError as error:
             intake.give_up(error, directory)
     for intake in intakes:
