@@ -47,6 +47,8 @@ from tests.interop.dicom_peers import PeerFailed, program
 
 PARTS = ("transfers", "latency", "echo", "idle", "curves")
 
+RECEIVERS = ("nodelay", "stock")
+
 STALLING = ("orthanc", "orthanc-nodelay", "pynetdicom")
 """Ways that need tens of milliseconds an object: they are sent the first `STALLING_OBJECTS` of a set."""
 
@@ -108,27 +110,37 @@ class Bench:
         task = self.progress.add_task(text, total=count)
         return task, lambda done: self.progress.update(task, completed=done)
 
+    def _plans(self) -> list[Plan]:
+        """Everything through a receiver that does not stall, then the relays with one that is as it comes."""
+        options = self.options
+        plans = []
+        if "nodelay" in options.receivers:
+            plans += [
+                Plan(way=way, set=set_, associations=associations, nodelay=nodelay)
+                for set_ in options.sets
+                for nodelay in options.nodelay
+                for associations in options.associations
+                for way in options.peers
+            ]
+        if "stock" in options.receivers:
+            plans += [
+                Plan(way=way, set=set_, stock_receiver=True)
+                for set_ in options.sets
+                for way in options.peers
+                if way != "direct"
+            ]
+        return plans
+
     def transfers(self) -> None:
         """Every set by every way; repeats outermost, ways innermost."""
-        plans = [
-            Plan(
-                way=way,
-                set=set_,
-                associations=associations,
-                nodelay=nodelay,
-                stock_receiver=self.options.stock_receiver,
-            )
-            for set_ in self.options.sets
-            for nodelay in self.options.nodelay
-            for associations in self.options.associations
-            for way in self.options.peers
-        ]
+        plans = self._plans()
         done: list[dict[str, Any]] = self.results.setdefault("transfers", [])
         task, advance = self.step("transfers", len(plans) * self.options.repeat)
         for repeat in range(self.options.repeat):
             for number, plan in enumerate(plans):
                 senders = "TCP_NODELAY" if plan.nodelay else "stock"
                 text = f"{plan.set}, {senders}, {plan.associations} association(s), {plan.way}"
+                text += ", stock receiver" if plan.stock_receiver else ""
                 self.progress.update(task, description=text)
                 done.append(asdict(self._transfer(plan)))
                 advance(repeat * len(plans) + number + 1)
@@ -256,7 +268,12 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeat", type=int, default=3, help="of every transfer; medians are reported")
     parser.add_argument("--quick", action="store_true", help="small sets, one repeat")
     parser.add_argument("--whole", action="store_true", help="send whole sets to the ways that stall, too")
-    parser.add_argument("--stock-receiver", action="store_true", help="leave TCP_NODELAY out of storescp's")
+    parser.add_argument(
+        "--receivers",
+        type=_choice(RECEIVERS),
+        default=list(RECEIVERS),
+        help="storescp with TCP_NODELAY in its environment, and as it comes (relays only); default both",
+    )
     parser.add_argument("--json", type=Path, help="where results go; default perf/results/dicom.json")
     parser.add_argument("--plot", type=Path, help="write a picture (needs matplotlib)")
     default = Path(tempfile.gettempdir()) / "medferry-perf"

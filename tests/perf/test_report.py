@@ -75,6 +75,20 @@ def test_ratios_compare_the_same_plan() -> None:
     assert verdict(results, "CT 0.5 MB / direct") == (None, "not measured")
 
 
+def test_relays_are_compared_with_a_receiver_as_it_comes() -> None:
+    results = {
+        "transfers": [
+            transfer("pynetdicom", "ct", 1.0),
+            transfer("medferry", "ct", 0.25),
+            transfer("pynetdicom", "ct", 5.0, stock_receiver=True),
+        ]
+    }
+    assert verdict(results, "CT / pynetdicom relay") == (None, "not measured")
+    results["transfers"].append(transfer("medferry", "ct", 0.5, stock_receiver=True))
+    assert verdict(results, "CT / pynetdicom relay") == (10, "target")
+    assert rates_table(results).row_count == 4
+
+
 def test_the_worst_set_counts() -> None:
     results = {
         "transfers": [
