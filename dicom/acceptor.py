@@ -54,7 +54,7 @@ class _Ours:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, where: object) -> None:
-        if error is not None and not isinstance(error, StoreFailed):
+        if isinstance(error, Exception) and not isinstance(error, StoreFailed):
             self._server.fault(error)
 
 
@@ -77,7 +77,7 @@ class Acceptor(asyncio.BufferedProtocol):
         self._command: Command | None = None
         self._store: Store | None = None
         self._status: int = Status.SUCCESS
-        self._finishing: asyncio.Task[int] | None = None
+        self._finishing: asyncio.Task[None] | None = None
         # Why nothing is read.
         self._blocked = False
         self._paused = False
@@ -324,15 +324,15 @@ class Acceptor(asyncio.BufferedProtocol):
             self._respond(self._status)
             return
         self._store = None
-        self._finishing = asyncio.get_running_loop().create_task(store.finish())
-        self._finishing.add_done_callback(self._finished)
+        self._finishing = asyncio.get_running_loop().create_task(self._finish(store))
 
-    def _finished(self, task: asyncio.Task[int]) -> None:
-        self._finishing = None
-        if task.cancelled():
-            return
-        with self._ours:
-            status = task.result()
+    async def _finish(self, store: Store) -> None:
+        """Wait until the object is in custody, or refused, and answer in that very turn of the loop."""
+        try:
+            with self._ours:
+                status = await store.finish()
+        finally:
+            self._finishing = None
         if self._association.established:
             self._respond(status)
         self._resume()

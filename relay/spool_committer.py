@@ -34,14 +34,14 @@ from relay.spool_types import SpoolLimits
 MAX_GROUP = 128
 """Objects committed in one pass."""
 
-MAX_SEAL_DELAY_SECONDS = 0.1
+MAX_SEAL_DELAY_SECONDS = 0.5
 """How long a file that nobody waits for waits for others to be synced with it. The journal has it meanwhile,
 or side A sends it again."""
 
 MAX_DEFERRED = 256
 """Files that wait to be synced, or…"""
 
-MAX_DEFERRED_BYTES = 8 << 20
+MAX_DEFERRED_BYTES = 16 << 20
 """…their bytes, many of which are in memory: here the wait is over."""
 
 MAX_OPEN = 1024
