@@ -58,6 +58,7 @@ class FakeAssociation:
             raise outcome
         if outcome == 0:
             self.peer.stored.append((asked["sop_instance"], data))
+            self.peer.last.append(asked["last"])
         return outcome
 
     async def release(self) -> None:
@@ -76,6 +77,8 @@ class FakePeer:
     """Whether another association is let in, while so many are open."""
     unwanted: set[Context] = field(default_factory=set)
     stored: list[tuple[str, bytes]] = field(default_factory=list)
+    last: list[bool] = field(default_factory=list)
+    """Whether nobody was to read each object's file after us."""
     associations: list[FakeAssociation] = field(default_factory=list)
     asked: int = 0
 
@@ -114,14 +117,20 @@ def peer(monkeypatch: pytest.MonkeyPatch) -> FakePeer:
 
 @contextlib.asynccontextmanager
 async def delivering(
-    spool: Spool, *, max_associations: int = 1, release_seconds: float = 0.05, retry: float = 0.005
+    spool: Spool,
+    *,
+    max_associations: int = 1,
+    release_seconds: float = 0.05,
+    retry: float = 0.005,
+    others: Sequence[str] = (),
 ) -> AsyncIterator[Delivery]:
-    """A running delivery to ``pacs``."""
+    """A running delivery to ``pacs``, which is one of several destinations where there are `others`."""
     destination = Destination(
         name="pacs", ae_title="PACS", address="127.0.0.1:104", max_associations=max_associations
     ).model_copy(update={"release_seconds": release_seconds})
     # Times that no operator may write, so that the tests are quick.
-    sink = DicomSink(destination=(destination,)).model_copy(
+    further = [Destination(name=name, ae_title="OTHER", address="127.0.0.1:105") for name in others]
+    sink = DicomSink(destination=(destination, *further)).model_copy(
         update={"retry_seconds": retry, "max_retry_seconds": retry * 8}
     )
     delivery = Delivery(destination, sink, spool, Metrics("studies", "sink"), lambda: None)
@@ -501,6 +510,19 @@ async def test_two_destinations_do_not_wait_for_each_other(directory: str, peer:
             await keep(spool, *uids(3))
             await until(lambda: delivery.delivered == 3)
         assert spool.stats().waiting == {"pacs": 0, "other": 3}
+
+
+@pytest.mark.parametrize("others", [(), ("other",)], ids=["alone", "one of two"])
+async def test_the_page_cache_keeps_what_another_destination_will_read(
+    directory: str, peer: FakePeer, others: tuple[str, ...]
+) -> None:
+    async with (
+        opened(directory, destinations=("pacs", *others)) as spool,
+        delivering(spool, others=others) as delivery,
+    ):
+        await keep(spool, *uids(2))
+        await until(lambda: delivery.delivered == 2)
+    assert peer.last == [not others] * 2
 
 
 async def test_an_association_that_the_peer_ended_is_replaced(directory: str, peer: FakePeer) -> None:
