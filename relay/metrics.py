@@ -7,7 +7,9 @@ words; never an address, a UID or anything of a patient.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
+from itertools import accumulate
 
 from hdrh.histogram import HdrHistogram
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
@@ -45,11 +47,25 @@ class Latency:
         if not self.count:
             return 0.0
         if self._known_at != self.count:
-            # All in one pass, and only when something was added: a pass walks thousands of buckets.
-            found = self._histogram.get_percentile_to_value_dict([item * 100 for item in QUANTILES])
-            self._known = {item: found[item * 100] / 1000 for item in QUANTILES}
+            self._known = self._quantiles()
             self._known_at = self.count
         return self._known[quantile]
+
+    def _quantiles(self) -> dict[float, float]:
+        """All of `QUANTILES` in one pass over the buckets in use, and that in C.
+
+        The library's own pass walks all buckets below the highest in Python. At six hops a stream that held
+        up the loop, and the picture on its way, for 4 ms a second.
+        """
+        kept = self._histogram
+        first, last = map(kept.get_counts_array_index, (kept.min_value, kept.max_value))
+        totals = list(accumulate(kept.counts[first : last + 1]))
+        found = {}
+        for quantile in QUANTILES:
+            at = bisect_left(totals, kept.get_target_count_at_percentile(quantile * 100))
+            value = kept.get_highest_equivalent_value(kept.get_value_from_index(first + at))
+            found[quantile] = value / 1000
+        return found
 
     def summary(self) -> dict[str, float]:
         """p50, p95, p99 and max in milliseconds, and the count, for status and reports."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from relay.metrics import HIGHEST_US, MAX_SCOPES, Latency, Metrics
+from relay.metrics import HIGHEST_US, MAX_SCOPES, QUANTILES, Latency, Metrics
 
 
 def samples(metrics: Metrics) -> dict[str, list[tuple[dict[str, str], float]]]:
@@ -49,6 +51,17 @@ def test_a_summary_for_status() -> None:
     latency.record_ns(2_000_000)
     assert latency.summary()["p50_ms"] == pytest.approx(2.0, rel=0.01)
     assert latency.tally() == {"count": 1, "sum_ms": 2.0}
+
+
+@given(st.lists(st.integers(0, 10**12), min_size=1, max_size=200))
+def test_quantiles_are_the_librarys_own(durations: list[int]) -> None:
+    latency = Latency()
+    for nanoseconds in durations:
+        latency.record_ns(nanoseconds)
+    expected = latency._histogram.get_percentile_to_value_dict([100 * item for item in QUANTILES])
+    assert [latency.quantile_ms(item) * 1000 for item in QUANTILES] == pytest.approx(
+        [expected[100 * item] for item in QUANTILES]
+    )
 
 
 @pytest.mark.parametrize(
