@@ -5,6 +5,10 @@ processor and, on a machine of two, has none for the second: as often as not tha
 first and stays there for the slice's whole time, while the processor that woke both falls idle. Threads that
 are bound to one processor each cannot meet. Where processors are left over, the scheduler finds idle ones
 itself, and nothing is bound: what is bound cannot give way.
+
+They also run as SCHED_BATCH (sched(7)), which takes no right that a worker lacks. A thread of that policy
+does not preempt who wakes it. A usual one did, in every tenth picture or so: it took the processor of the
+thread that hands out the slices before that had handed out the second, and encoded both, one after the other.
 """
 
 from __future__ import annotations
@@ -32,6 +36,7 @@ def _threads() -> set[int]:
 @contextlib.contextmanager
 def one_slice_each(slices: int) -> Iterator[None]:
     """Bind the threads that are started in the block to one processor each, in turn, if `slices` take all.
+    They then preempt no other thread.
 
     A thread that another part of the process starts in the same moment is taken for one of them; it then runs
     on one processor, as well as before.
@@ -46,3 +51,4 @@ def one_slice_each(slices: int) -> Iterator[None]:
         for number, thread in enumerate(sorted(_threads() - before)):
             with contextlib.suppress(ProcessLookupError):
                 os.sched_setaffinity(thread, {own[number % len(own)]})
+                os.sched_setscheduler(thread, os.SCHED_BATCH, os.sched_param(0))

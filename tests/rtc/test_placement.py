@@ -55,6 +55,16 @@ def test_as_many_slices_as_processors_get_one_each(waiting: Waiting) -> None:
         assert sorted(os.sched_getaffinity(free)) == own
 
 
+@needs_two
+def test_slices_do_not_preempt_who_hands_them_out(waiting: Waiting) -> None:
+    own = processors()
+    before = waiting.start()
+    with one_slice_each(len(own)):
+        bound = [waiting.start() for _ in own]
+    assert [os.sched_getscheduler(thread) for thread in bound] == [os.SCHED_BATCH] * len(own)
+    assert [os.sched_getscheduler(thread) for thread in (before, 0)] == [os.SCHED_OTHER] * 2
+
+
 def test_with_processors_to_spare_nothing_is_bound(waiting: Waiting, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(placement, "processors", lambda: [0, 1, 2])
     with one_slice_each(2):
