@@ -18,7 +18,7 @@ from aiortc import rtp
 
 from rtc.encode_thread import CodedPicture
 from rtc.feedback import ViewerRate
-from rtc.pacer import Pacer
+from rtc.pacer import BURST_BYTES, Pacer
 from rtc.sender import Outgoing, RtpStream
 from rtc.sound_thread import CodedSound
 from rtc.timeline import Timeline
@@ -64,10 +64,12 @@ class SendingEnd:
         send_rtcp: Callable[[bytes], bool],
         want_keyframe: Callable[[], None],
         sent: Callable[[CodedPicture, int], None],
+        burst: int = BURST_BYTES,
     ) -> None:
+        """`burst`: bytes that may leave at once (see `pacer.py`)."""
         self.video_stream, self.sound_stream = video, sound
         self.rate = rate
-        self.pacer: Pacer[_Ready] = Pacer()
+        self.pacer: Pacer[_Ready] = Pacer(burst=burst)
         self.feedback = Feedback()
         self.unsent = 0
         """Packets that the socket did not take."""

@@ -1,7 +1,7 @@
 """Spreads a large picture over a few milliseconds, sound first. Pure: packets and times go in and out.
 
     sound ────────▶┌───────┐
-                   │ pacer │──▶ at most BURST at once, then `rate`
+                   │ pacer │──▶ at most `burst` at once, then `rate`
     pictures ─────▶└───────┘
 
 A picture of usual size passes at once. A keyframe is spread, so that it does not overrun a receiver's socket
@@ -40,13 +40,18 @@ class Pacer(Generic[T]):
     """One receiver's queue. `T` is a packet; its size is told when it is added."""
 
     rate: int = FAST
+    burst: int = BURST_BYTES
+    """Bytes that may leave at once."""
     dropped_pictures: int = 0
     dropped_sounds: int = 0
     _sound: deque[tuple[int, T]] = field(default_factory=deque)
     _pictures: deque[tuple[int, T]] = field(default_factory=deque)
     _queued: int = 0
-    _credit: float = BURST_BYTES
+    _credit: float = 0.0
     _counted_ns: int = 0
+
+    def __post_init__(self) -> None:
+        self._credit = self.burst
 
     @property
     def queued_bytes(self) -> int:
@@ -77,7 +82,7 @@ class Pacer(Generic[T]):
     def take(self, now_ns: int) -> list[T]:
         """What may leave at `now_ns`."""
         earned = (now_ns - self._counted_ns) * self.rate / 8e9
-        self._credit = min(BURST_BYTES, self._credit + earned)
+        self._credit = min(self.burst, self._credit + earned)
         self._counted_ns = now_ns
         ready = [packet for _, packet in self._sound]
         self._credit -= sum(size for size, _ in self._sound)

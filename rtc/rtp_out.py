@@ -33,6 +33,10 @@ RTP_HEADER = 12
 SEND_BUFFER = 1 << 20
 """Bytes asked of the kernel: several keyframes, so that a burst is not cut."""
 
+BURST = 64_000
+"""Bytes that leave at once: a keyframe of 4 Mb/s whole. Nothing is known of a receiver of plain RTP but its
+address; with Linux' default socket buffer it holds 90 packets of this size, and here are 50."""
+
 MAX_RTCP = 1500
 """Bytes read of one RTCP datagram."""
 
@@ -139,6 +143,7 @@ class RtpOut:
             send_rtcp=self._send_rtcp,
             want_keyframe=lambda: thread.request_keyframe(),
             sent=lambda picture, now_ns: self._hub.sent(stream, picture, now_ns),
+            burst=BURST,
         )
         thread = self._hub.subscribe(stream, profile, self)
         if settings.audio is not None:

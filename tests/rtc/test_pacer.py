@@ -36,6 +36,16 @@ def test_a_keyframe_is_spread_over_a_few_milliseconds() -> None:
     assert now <= 6 * MS
 
 
+def test_where_nothing_is_known_to_be_slow_more_may_leave_at_once() -> None:
+    pacer: Pacer[int] = Pacer(burst=64_000)
+    pacer.add_picture(packets(80))
+    sent = pacer.take(0)
+    assert 64_000 <= 1200 * len(sent) < 64_000 + 1200
+    # As much again only when the path has had time to carry it.
+    assert 1200 * len(pacer.take(MS)) <= 16_000
+    assert pacer.take(60_000 * MS) and not pacer.queued_bytes
+
+
 def test_sound_goes_first() -> None:
     pacer: Pacer[int] = Pacer()
     pacer.add_picture(packets(60))

@@ -14,7 +14,7 @@ from relay.errors import MedferryError
 from relay.link import Arrival
 from relay.records import Record, StopReason, StreamKind, StreamStarted, StreamStopped
 from rtc.fanout import Hub
-from rtc.rtp_out import RtpOut, describe
+from rtc.rtp_out import BURST, RtpOut, describe
 from rtc.settings import RtpOutSettings
 from tests.rtc.sink_fakes import picture, sink_side
 
@@ -113,6 +113,7 @@ async def test_feedback_is_heeded_and_garbage_is_counted(tmp_path: Path) -> None
         report, sender = await asyncio.get_running_loop().sock_recvfrom(rtcp, 1500)
     ssrc = int.from_bytes(report[4:8], "big")
     [branch] = hub.streams["room"].branches.values()
+    assert out._end is not None and out._end.pacer.burst == BURST
     before = branch.thread.gate.requests
     for data in (
         b"",
