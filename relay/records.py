@@ -105,6 +105,7 @@ class VideoFrame:
     `captured_ns` is when the first byte of the picture reached side A, `decoded_ns` when it was a picture.
     `media_ns` is its time on the stream's own clock, shared with the stream's audio, for lip sync; only
     differences of it mean anything. `epoch` rises when the publisher comes anew, `seq` with each picture.
+    `refreshed` tells that it was coded without the pictures before it: all of it may differ from them.
     """
 
     stream: str
@@ -116,6 +117,7 @@ class VideoFrame:
     width: int
     height: int
     planes: tuple[Buffer, Buffer, Buffer]
+    refreshed: bool = False
     format: str = "yuv420p"
 
     def __post_init__(self) -> None:
@@ -127,6 +129,7 @@ class VideoFrame:
         _check_range("media_ns", self.media_ns, 0, MAX_NS)
         _check_range("width", self.width, MIN_DIMENSION, MAX_DIMENSION)
         _check_range("height", self.height, MIN_DIMENSION, MAX_DIMENSION)
+        _check(type(self.refreshed) is bool, "refreshed is not a bool")
         _check(self.format == "yuv420p", "format is not yuv420p")
         sizes = tuple(len(plane) for plane in self.planes)
         expected = plane_sizes(self.width, self.height)

@@ -83,7 +83,7 @@ MAX_RECORD = 3 * MAX_DIMENSION * MAX_DIMENSION // 2 + 4096
 KEY_BYTES = 32
 
 _PREFIX = struct.Struct(">BI")
-_VIDEO = struct.Struct(">32sIQQQQHH")
+_VIDEO = struct.Struct(">32sIQQQQHHB")
 _AUDIO = struct.Struct(">32sIQQQQIB")
 _START = struct.Struct(">16s64s64s64sQQQB")
 _PART = struct.Struct(">16sQ")
@@ -136,6 +136,7 @@ def _encode_body(record: Record) -> tuple[Buffer, ...]:
                 record.media_ns,
                 record.width,
                 record.height,
+                record.refreshed,
             )
             return fields, *record.planes
         case AudioFrame():
@@ -186,7 +187,9 @@ def _word(raw: bytes) -> str:
 
 
 def _video(body: memoryview) -> VideoFrame:
-    stream, epoch, seq, captured, decoded, media, width, height = _VIDEO.unpack_from(body)
+    stream, epoch, seq, captured, decoded, media, width, height, refreshed = _VIDEO.unpack_from(body)
+    if refreshed > 1:
+        raise RecordError(f"refreshed is {refreshed}, not 0 or 1")
     if width > MAX_DIMENSION or height > MAX_DIMENSION:
         raise RecordError(f"picture is {width}x{height}")
     sizes = plane_sizes(width, height)
@@ -204,6 +207,7 @@ def _video(body: memoryview) -> VideoFrame:
         width=width,
         height=height,
         planes=(planes[:y], planes[y:u], planes[u:]),
+        refreshed=bool(refreshed),
     )
 
 

@@ -42,6 +42,8 @@ class DecodedPicture:
     timestamp: int
     arrival_ns: int
     decoded_ns: int
+    refreshed: bool = False
+    """It was decoded from a keyframe."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +181,15 @@ class VideoThread(_Thread[Picture, VideoOutcome]):
             bare = plain(frame)
             planes = visible_planes(bare)
             now_ns = time.monotonic_ns()
-            yield DecodedPicture(bare.width, bare.height, planes, origin.timestamp, origin.arrival_ns, now_ns)
+            yield DecodedPicture(
+                bare.width,
+                bare.height,
+                planes,
+                origin.timestamp,
+                origin.arrival_ns,
+                now_ns,
+                origin.keyframe,
+            )
 
 
 class AudioThread(_Thread[Sound | Silence, AudioOutcome]):

@@ -98,7 +98,8 @@ class VideoProfile:
     bitrate: int
     preset: Literal["ultrafast", "superfast", "veryfast"] = "ultrafast"
     keyframe_seconds: float | None = None
-    """At most so long between two keyframes. None: only on request."""
+    """At most so long between two keyframes, and at least half as long between those that nobody asked for.
+    None: only on request."""
     payload_bytes: int = MAX_PAYLOAD
 
 
@@ -210,6 +211,8 @@ class VideoEncoder:
         self.slices = slices(profile.codec, width, height)
         """Threads that work on one picture."""
         self._picture_id = 0
+        self._since_keyframe = self._since_refreshed = 0
+        """How many pictures ago the last keyframe was made, and the last `refreshed` picture came."""
         self._context = self._open(profile.bitrate)
 
     def __repr__(self) -> str:
@@ -222,8 +225,7 @@ class VideoEncoder:
         context.width, context.height, context.pix_fmt = self.width, self.height, "yuv420p"
         context.time_base = Fraction(1, TICKS)
         context.framerate = Fraction(self.rate, 1)
-        seconds = self.profile.keyframe_seconds
-        context.gop_size = FAR_KEYFRAME if seconds is None else max(1, round(seconds * self.rate))
+        context.gop_size = self._interval
         context.thread_count = self.slices
         context.bit_rate = bitrate
         # Average and maximum must be equal when x264 opens: only then does it let the maximum follow the
@@ -239,6 +241,23 @@ class VideoEncoder:
             context.open()
         return context
 
+    @property
+    def _interval(self) -> int:
+        """Pictures from one keyframe to the next at most."""
+        seconds = self.profile.keyframe_seconds
+        return FAR_KEYFRAME if seconds is None else max(1, round(seconds * self.rate))
+
+    def _suits(self, *, refreshed: bool) -> bool:
+        """Whether the next picture is a good one for a keyframe of those that come by themselves.
+
+        A picture that changed all over costs as many bits as a keyframe, and half as much time again. Where
+        the publisher's keyframes come at least half an interval apart, ours are the same pictures: there is
+        one expensive picture an interval then, not two.
+        """
+        suits = refreshed and max(self._since_keyframe, self._since_refreshed) >= self._interval // 2
+        self._since_refreshed = 1 if refreshed else self._since_refreshed + 1
+        return suits
+
     def set_bitrate(self, bitrate: int) -> None:
         """Aim at `bitrate` bits per second from the next picture on, at most the profile's."""
         bitrate = min(bitrate, self.profile.bitrate)
@@ -248,13 +267,14 @@ class VideoEncoder:
             self.bitrate = bitrate
             self._context = self._open(bitrate)
 
-    def encode(self, canvas: Picture, timeline_ns: int, *, keyframe: bool) -> Coded:
+    def encode(self, canvas: Picture, timeline_ns: int, *, keyframe: bool, refreshed: bool = False) -> Coded:
         """Encode what is on `canvas`.
 
         Args:
             canvas: Of this encoder's size.
             timeline_ns: The picture's time; must rise from call to call.
             keyframe: Make it one that a decoder can start with.
+            refreshed: As in `relay.records.VideoFrame`.
 
         Raises:
             av.FFmpegError: The codec failed; make a new encoder.
@@ -262,10 +282,12 @@ class VideoEncoder:
         frame = canvas.frame
         frame.pts = timeline_ns * TICKS // SECOND_NS
         frame.time_base = Fraction(1, TICKS)
+        keyframe = self._suits(refreshed=refreshed) or keyframe
         frame.pict_type = PictureType.I if keyframe else PictureType.NONE
         packets = self._context.encode(frame)
         data = b"".join(map(bytes, packets))
         is_keyframe = any(packet.is_keyframe for packet in packets)
+        self._since_keyframe = 1 if is_keyframe else self._since_keyframe + 1
         if self.profile.codec == "vp8":
             self._picture_id = (self._picture_id + 1) & MAX_PICTURE_ID
             return Coded(

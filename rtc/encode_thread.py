@@ -86,6 +86,7 @@ class _Job:
     ready_ns: int
     times: Times | None
     offered_ns: int
+    refreshed: bool = False
 
 
 class EncodeThread:
@@ -139,7 +140,8 @@ class EncodeThread:
         )
         with self._changed:
             self.replaced += self._waiting is not None
-            self._waiting = _Job(canvas, timeline_ns, now_ns + GRACE_NS * stale, times, now_ns)
+            ready_ns = now_ns + GRACE_NS * stale
+            self._waiting = _Job(canvas, timeline_ns, ready_ns, times, now_ns, frame.refreshed)
             self._changed.notify()
 
     def _canvas(self, arrival: Arrival, frame: VideoFrame) -> Picture:
@@ -236,7 +238,7 @@ class EncodeThread:
         keyframe = self.gate.is_due(began_ns)
         encoder = self._encoder_for(job)
         try:
-            coded = encoder.encode(job.canvas, job.timeline_ns, keyframe=keyframe)
+            coded = encoder.encode(job.canvas, job.timeline_ns, keyframe=keyframe, refreshed=job.refreshed)
         except av.FFmpegError:
             # One fresh try on the same picture; a second failure is ours and ends the worker.
             self.faults += 1

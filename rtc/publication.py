@@ -195,6 +195,7 @@ class Publication:
                 width=decoded.width,
                 height=decoded.height,
                 planes=decoded.planes,
+                refreshed=decoded.refreshed,
             )
         )
         self.pictures += 1

@@ -35,6 +35,7 @@ def _video(draw: st.DrawFn) -> r.VideoFrame:
         width=width,
         height=height,
         planes=(y, u, v),
+        refreshed=draw(st.booleans()),
     )
 
 

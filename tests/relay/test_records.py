@@ -49,6 +49,7 @@ REFUSED: list[tuple[r.Record, dict[str, Any]]] = [
     (picture(), {"width": 4097}),
     (picture(), {"height": 0}),
     (picture(), {"height": 50}),
+    (picture(), {"refreshed": 1}),
     (picture(), {"format": "nv12"}),
     (picture(), {"planes": (b"", b"", b"")}),
     (AUDIO, {"rate": 44100}),

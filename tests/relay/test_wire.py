@@ -279,8 +279,12 @@ HOSTILE: dict[str, tuple[bytearray, str]] = {
     "a body cut short": (authentic(record(3, bytes(10))), "record"),
     "a body with something after it": (authentic(record(8, bytes(9))), "record"),
     "a part without data": (authentic(record(4, bytes(24))), "record"),
-    "a picture of 65535 x 65535": (authentic(record(1, bytes(68) + b"\xff\xff\xff\xff")), "record"),
-    "a picture without its planes": (authentic(record(1, bytes(68) + b"\0\x40\0\x40")), "record"),
+    "a picture of 65535 x 65535": (authentic(record(1, bytes(68) + b"\xff\xff\xff\xff\0")), "record"),
+    "a picture without its planes": (authentic(record(1, bytes(68) + b"\0\x40\0\x40\0")), "record"),
+    "a picture that tells more than whether it is refreshed": (
+        authentic(record(1, b"a".ljust(32, b"\0") + bytes(36) + b"\0\x10\0\x10\2" + bytes(384))),
+        "record",
+    ),
     "a stream name that is not ASCII": (authentic(record(6, b"\xff" * 32 + bytes(9))), "record"),
     "a stream name with a NUL in it": (
         authentic(record(6, b"a\0b".ljust(32, b"\0") + b"\1" + bytes(8))),

@@ -75,6 +75,47 @@ def test_a_keyframe_when_asked_and_only_then(codec: Codec) -> None:
     assert keyframes == [0, 30]
 
 
+SECOND = 30
+"""Pictures."""
+
+
+@pytest.mark.parametrize("codec", BOTH)
+@pytest.mark.parametrize(
+    ("refreshed", "asked", "expected"),
+    [
+        (range(0, 150, 60), {}, [0, 60, 120]),
+        # Asked for in between: the next of the publisher's is ours again.
+        (range(0, 150, 60), {10}, [0, 10, 60, 120]),
+        (range(0, 150, 60), {50}, [0, 50, 60, 120]),
+        # Out of step from the beginning.
+        (range(25, 150, 60), {}, [0, 60, 85, 145]),
+        # More often than half our interval: every other one.
+        (range(0, 150, 15), {}, [0, 30, 60, 90, 120]),
+        # Less often: ours come at the interval, and with the publisher's.
+        (range(0, 150, 100), {}, [0, 60, 100]),
+    ],
+)
+def test_keyframes_that_come_by_themselves_are_those_of_the_publisher(
+    codec: Codec, refreshed: range, asked: set[int], expected: list[int]
+) -> None:
+    source = VideoEncoder(VideoProfile(codec=codec, bitrate=500_000, keyframe_seconds=2), 64, 48, SECOND)
+    canvas = Canvas(64, 48)
+    keyframes = []
+    for number in range(150):
+        canvas.draw(picture(number, width=64, height=48))
+        coded = source.encode(canvas, number * STEP, keyframe=number in asked, refreshed=number in refreshed)
+        if coded.keyframe:
+            keyframes.append(number)
+    assert keyframes == expected
+
+
+def test_who_makes_keyframes_on_request_makes_none_of_the_publishers() -> None:
+    source, canvas = encoder("h264"), Canvas(320, 240)
+    canvas.draw(picture(0))
+    made = [source.encode(canvas, number * STEP, keyframe=False, refreshed=True) for number in range(5)]
+    assert [coded.keyframe for coded in made] == [True] + [False] * 4
+
+
 def test_a_keyframe_can_be_decoded_alone() -> None:
     source, canvas = encoder("h264"), Canvas(320, 240)
     for number in range(5):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import time
 from collections.abc import AsyncIterator
@@ -24,14 +25,14 @@ MS = 1_000_000
 class Bench:
     """An encoder thread and what it publishes."""
 
-    def __init__(self) -> None:
+    def __init__(self, profile: VideoProfile = PROFILE) -> None:
         self.published: list[CodedPicture] = []
         self.failures: list[BaseException] = []
-        self.thread = EncodeThread("room", PROFILE, 30.0, self.published.append, self.failures.append)
+        self.thread = EncodeThread("room", profile, 30.0, self.published.append, self.failures.append)
 
-    def offer(self, number: int, *, late_ns: int = 0, width: int = 320) -> None:
+    def offer(self, number: int, *, late_ns: int = 0, width: int = 320, refreshed: bool = False) -> None:
         now_ns = time.monotonic_ns()
-        frame = picture(number, width=width)
+        frame = picture(number, width=width, refreshed=refreshed)
         self.thread.offer(Arrival(frame, now_ns - late_ns, now_ns), frame, frame.captured_ns)
 
     async def until(self, count: int) -> None:
@@ -55,6 +56,15 @@ async def test_pictures_go_through_in_order(bench: Bench) -> None:
     assert times == sorted(set(times))
     assert [item.coded.keyframe for item in bench.published] == [True] + [False] * 4
     assert bench.thread.replaced == 0
+
+
+async def test_a_publishers_keyframe_is_told_to_the_encoder() -> None:
+    bench = Bench(dataclasses.replace(PROFILE, keyframe_seconds=0.2))
+    for number in range(6):
+        bench.offer(number, refreshed=number == 4)
+        await bench.until(number + 1)
+    assert [item.coded.keyframe for item in bench.published] == [number in (0, 4) for number in range(6)]
+    await bench.thread.close()
 
 
 async def test_a_stalled_loop_finds_no_backlog(bench: Bench) -> None:

@@ -88,6 +88,7 @@ async def test_every_picture_becomes_a_record(tmp_path: Path, codec: str, host: 
         [33_333_333] * 9, abs=2
     )
     assert all(item.captured_ns < item.decoded_ns for item in pictures)
+    assert [item.refreshed for item in pictures] == [True] + [False] * 9
     # The grey rises from picture to picture, so these are the right pictures in the right order.
     means = [sum(bytes(item.planes[0])) / len(item.planes[0]) for item in pictures]
     assert means == sorted(means)
