@@ -21,6 +21,7 @@ from relay.records import Buffer
 from rtc.decode import OpusDecoder, VideoDecoder, check_size, plain, visible_planes
 from rtc.depayload import PAYLOADS, Size
 from rtc.jitter import Picture, Silence, Sound
+from rtc.placement import give_way
 
 MAX_PENDING = 12
 """Pictures, or packets of sound, that wait for a decoder. One that is later than this never catches up."""
@@ -111,6 +112,7 @@ class _Thread(Generic[Item, Outcome]):
         raise NotImplementedError
 
     def _run(self) -> None:
+        give_way()
         while (item := self._inbox.get()) is not None and not self._closed:
             outcomes = self.work(item)
             if not outcomes:

@@ -20,6 +20,7 @@ from relay.link import Arrival
 from relay.records import VideoFrame
 from rtc.encode import Canvas, Coded, Picture, VideoEncoder, VideoProfile, wrap
 from rtc.feedback import KeyframeGate
+from rtc.placement import give_way
 
 STALE_NS = 100_000_000
 """A picture that took so long over the link was held up: by a stopped process, or by a slow link."""
@@ -226,6 +227,7 @@ class EncodeThread:
         return job
 
     def _run(self) -> None:
+        give_way()
         try:
             while (job := self._next()) is not None:
                 self._encode(job)

@@ -10,7 +10,7 @@ import pytest
 
 from rtc import placement
 from rtc.encode import MAX_SLICES, SLICE_PIXELS, VideoEncoder, VideoProfile, slices
-from rtc.placement import one_slice_each, processors
+from rtc.placement import give_way, one_slice_each, processors
 
 needs_two = pytest.mark.skipif(len(processors()) < 2, reason="needs two processors")
 
@@ -55,14 +55,23 @@ def test_as_many_slices_as_processors_get_one_each(waiting: Waiting) -> None:
         assert sorted(os.sched_getaffinity(free)) == own
 
 
-@needs_two
-def test_slices_do_not_preempt_who_hands_them_out(waiting: Waiting) -> None:
-    own = processors()
-    before = waiting.start()
-    with one_slice_each(len(own)):
-        bound = [waiting.start() for _ in own]
-    assert [os.sched_getscheduler(thread) for thread in bound] == [os.SCHED_BATCH] * len(own)
-    assert [os.sched_getscheduler(thread) for thread in (before, 0)] == [os.SCHED_OTHER] * 2
+def test_a_thread_that_gives_way_preempts_nobody_nor_do_its_slices(waiting: Waiting) -> None:
+    policies: list[int] = []
+
+    def encode() -> None:
+        give_way()
+        before = {int(name) for name in os.listdir("/proc/self/task")}
+        encoder = VideoEncoder(VideoProfile(codec="h264", bitrate=1_000_000), 1280, 720)
+        new = {int(name) for name in os.listdir("/proc/self/task")} - before
+        assert len(new) >= encoder.slices or encoder.slices == 1
+        policies.extend(map(os.sched_getscheduler, [0, *new]))
+
+    bystander = waiting.start()
+    thread = threading.Thread(target=encode)
+    thread.start()
+    thread.join()
+    assert set(policies) == {os.SCHED_BATCH}
+    assert [os.sched_getscheduler(each) for each in (bystander, 0)] == [os.SCHED_OTHER] * 2
 
 
 def test_with_processors_to_spare_nothing_is_bound(waiting: Waiting, monkeypatch: pytest.MonkeyPatch) -> None:
