@@ -48,7 +48,7 @@ class Forwarder:
         self._spool = spool
         self._outlet = outlet
         self._metrics = metrics
-        self._buffer = bytearray(MAX_PART_BYTES)
+        self._buffer = memoryview(bytearray(MAX_PART_BYTES))
         self._progress = asyncio.Event()
         self.sent = 0
 
@@ -115,12 +115,12 @@ class Forwarder:
         """The next part of a data set, valid until the next call. A disk's fault is one object's, not the
         link's."""
         try:
-            count = reading.read_into(memoryview(self._buffer))
+            count = reading.read_into(self._buffer)
         except OSError as error:
             raise SpoolError(f"reading its file failed: {error.strerror}") from error
         if count == 0:
             raise SpoolError(f"the file of object {entry.id} is shorter than it was")
-        return memoryview(self._buffer)[: min(count, entry.size - offset)]
+        return self._buffer[: min(count, entry.size - offset)]
 
     async def manifests(self) -> None:
         """Repeat what was sent lately, until cancelled."""

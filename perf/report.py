@@ -62,6 +62,10 @@ class Row:
         return {**asdict(self), "verdict": self.verdict}
 
 
+ORDINARY = {"associations": 1, "nodelay": True, "stock_receiver": False}
+"""What a transfer is where nothing else is asked for: one association, and no end that stalls."""
+
+
 def _transfers(results: Results, **wanted: Any) -> list[dict[str, Any]]:
     """The transfers that did not fail and whose plan has all of `wanted`."""
     return [
@@ -73,8 +77,7 @@ def _transfers(results: Results, **wanted: Any) -> list[dict[str, Any]]:
 
 def median_rate(results: Results, way: str, set_: str, **plan: Any) -> float | None:
     """Median objects a second over the repeats; None where nothing was measured."""
-    plan = {"associations": 1, "nodelay": True, "stock_receiver": False, **plan}
-    found = _transfers(results, way=way, set=set_, **plan)
+    found = _transfers(results, way=way, set=set_, **{**ORDINARY, **plan})
     return statistics.median(item["objects"] / item["seconds"] for item in found) if found else None
 
 
@@ -107,9 +110,7 @@ def _slowest(results: Results) -> float | None:
     """The slowest of four associations over their mean: median of the repeats, in the worst of the sets."""
     shares = []
     for set_ in _sets(results):
-        found = _transfers(
-            results, way="medferry", set=set_, associations=4, nodelay=True, stock_receiver=False
-        )
+        found = _transfers(results, way="medferry", set=set_, **{**ORDINARY, "associations": 4})
         if found:
             shares.append(statistics.median(item["slowest_share"] for item in found))
     return _lowest(shares)

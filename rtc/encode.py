@@ -248,15 +248,13 @@ class VideoEncoder:
         return FAR_KEYFRAME if seconds is None else max(1, round(seconds * self.rate))
 
     def _suits(self, *, refreshed: bool) -> bool:
-        """Whether the next picture is a good one for a keyframe of those that come by themselves.
+        """Whether a picture is a good one for a keyframe of those that come by themselves.
 
         A picture that changed all over costs as many bits as a keyframe, and half as much time again. Where
         the publisher's keyframes come at least half an interval apart, ours are the same pictures: there is
         one expensive picture an interval then, not two.
         """
-        suits = refreshed and max(self._since_keyframe, self._since_refreshed) >= self._interval // 2
-        self._since_refreshed = 1 if refreshed else self._since_refreshed + 1
-        return suits
+        return refreshed and max(self._since_keyframe, self._since_refreshed) >= self._interval // 2
 
     def set_bitrate(self, bitrate: int) -> None:
         """Aim at `bitrate` bits per second from the next picture on, at most the profile's."""
@@ -282,12 +280,13 @@ class VideoEncoder:
         frame = canvas.frame
         frame.pts = timeline_ns * TICKS // SECOND_NS
         frame.time_base = Fraction(1, TICKS)
-        keyframe = self._suits(refreshed=refreshed) or keyframe
+        keyframe = keyframe or self._suits(refreshed=refreshed)
         frame.pict_type = PictureType.I if keyframe else PictureType.NONE
         packets = self._context.encode(frame)
         data = b"".join(map(bytes, packets))
         is_keyframe = any(packet.is_keyframe for packet in packets)
         self._since_keyframe = 1 if is_keyframe else self._since_keyframe + 1
+        self._since_refreshed = 1 if refreshed else self._since_refreshed + 1
         if self.profile.codec == "vp8":
             self._picture_id = (self._picture_id + 1) & MAX_PICTURE_ID
             return Coded(
