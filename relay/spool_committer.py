@@ -379,11 +379,12 @@ class Committer:
             self._report(index, rows)
 
     def _run_jobs(self, index: Index) -> None:
-        """Run the jobs, each after all files and rows that were put before it."""
+        """Run the jobs, each after all files and rows that were put before it; figures go before results."""
         while self._jobs and not self._rows and not self._unsynced:
             job = self._jobs[0]
             result = job.work(index)
             del self._jobs[0]
+            self._report(index, [])
             self._finish(job, result)
 
     def _finish(self, job: Job, result: Any) -> None:

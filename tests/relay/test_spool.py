@@ -601,6 +601,7 @@ async def test_doubt_sends_the_newest_again(directory: str) -> None:
         await deliver(spool, 10)
         assert await spool.doubt("pacs", 0) == 0
         assert await spool.doubt("pacs", 201) == 3
+        assert spool.stats().waiting["pacs"] == 3
         again = [await spool.feed("pacs").next() for _ in range(3)]
         assert [entry.id for entry in again] == [entry.id for entry in entries[-3:]]
         assert await spool.doubt("pacs", 10**9) == 7
