@@ -336,6 +336,31 @@ HALF_A_POST = b"\r\n".join(
 )
 
 
+BAD_BODIES = {
+    "gone": HALF_A_POST,
+    "no chunk": HALF_A_POST.replace(b"Content-Length: 900", b"Transfer-Encoding: chunked")[:-3]
+    + b"nonsense\r\n",
+    "no gzip": HALF_A_POST.replace(b": 900", b": 3\r\nContent-Encoding: gzip"),
+}
+
+
+@pytest.mark.parametrize("sent", BAD_BODIES.values(), ids=BAD_BODIES)
+async def test_a_body_that_breaks_off_or_is_no_http_leaves_no_trace(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, sent: bytes
+) -> None:
+    async with Rig(tmp_path, {"addresses": ["127.0.0.1"]}) as rig:
+        reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+        writer.write(sent)
+        if sent is HALF_A_POST:
+            writer.close()
+        else:
+            async with asyncio.timeout(5):
+                assert b" 400 " in (await reader.read()).splitlines()[0]
+            writer.close()
+        assert (await rig.ask("GET", "/whip/room"))[0] == 204
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 async def test_a_key_of_another_certificate_is_said_in_words(tmp_path: Path) -> None:
     authority = trustme.CA()
     first, second = authority.issue_cert("localhost"), authority.issue_cert("localhost")
