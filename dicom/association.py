@@ -285,14 +285,19 @@ class Association:
         source: int = 0,
         reason: AbortReason = AbortReason.NOT_SPECIFIED,
     ) -> None:
-        """Abort; `next_event` confirms it. `source` is 0 for the association's user, 2 for this layer."""
+        """Abort; `next_event` confirms it, unless the association had ended: then only the connection does.
+
+        `source` is 0 for the association's user, 2 for this layer.
+        """
         self._now = now
         self._reader.stop()
         self._source, self._reason, self._detail = source, reason, detail
-        if self.state in ("Sta1", "Sta2", "Sta13"):
+        if self.ended or self.state == "Sta2":
             # No association that could be aborted (PS3.8 Table 9-10): only the connection is left to end.
+            self._close()
+            if not self.ended:
+                self._events.append(Aborted(False, source, reason.value, detail))
             self.state = "Sta1"
-            self._end(Aborted(False, source, reason.value, detail))
         else:
             self._step("Evt15")
 

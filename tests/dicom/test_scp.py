@@ -443,6 +443,22 @@ async def test_drain_ends_in_time_whoever_does_not() -> None:
         assert station.archive.objects[0].abandoned
 
 
+async def test_an_association_is_aborted_once_however_its_connection_ends(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The drain's end meets connections that wait for their peers to close: their associations are over."""
+    async with serving() as station:
+        await station.associate()
+        released = await station.associate()
+        released.send(RELEASE_RQ)
+        await until(lambda: station.server.stats()["released"] == 1)
+        await station.server.drain(1)
+        stats = station.server.stats()
+    assert (stats["open"], stats["aborted"], stats["released"]) == (0, 1, 1)
+    told = [record for record in caplog.records if "aborted" in record.getMessage()]
+    assert len(told) == 1
+
+
 async def test_reprs_and_logs_tell_the_state_and_hold_no_object(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG):
         async with serving() as station:
