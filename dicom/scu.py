@@ -27,7 +27,7 @@ from dicom.events import Aborted, Accepted, Rejected, Released, ReleaseRequested
 from dicom.messages import MessageError, MessageReader
 from dicom.negotiation import VERIFICATION, Agreement
 from dicom.pdu import Fragments
-from relay.errors import PeerError
+from relay.errors import PeerError, os_reason
 from relay.records import Buffer
 from relay.spool_reading import Reading
 
@@ -107,7 +107,7 @@ async def associate(
     except TimeoutError:
         raise PeerError("timeout", f"{where} did not answer within {association_seconds:.0f} s") from None
     except OSError as error:
-        raise PeerError("unreachable", f"{where} cannot be reached: {error.strerror or error}") from None
+        raise PeerError("unreachable", f"{where} cannot be reached: {os_reason(error)}") from None
     finally:
         if sock is not None:
             sock.close()
@@ -336,7 +336,8 @@ class Requestor:
                 await self._writable()
                 continue
             except OSError as error:
-                raise PeerError("aborted", f"{self._where} closed the connection: {error.strerror}") from None
+                message = f"{self._where} closed the connection: {os_reason(error)}"
+                raise PeerError("aborted", message) from None
             while first < len(waiting) and count >= len(waiting[first]):
                 count -= len(waiting[first])
                 first += 1
@@ -370,7 +371,7 @@ class Requestor:
         except BlockingIOError:
             return
         except OSError as error:
-            self._fail(PeerError("aborted", f"{self._where} closed the connection: {error.strerror}"))
+            self._fail(PeerError("aborted", f"{self._where} closed the connection: {os_reason(error)}"))
             self._close()
             return
         if count:

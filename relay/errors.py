@@ -15,6 +15,8 @@ happened, to which peer or object, and what to do; they never hold patient data.
 
 from __future__ import annotations
 
+import os
+
 
 class MedferryError(Exception):
     """Root of all errors that medferry raises on purpose."""
@@ -58,3 +60,11 @@ class PeerError(MedferryError):
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
+
+
+def os_reason(error: OSError) -> str:
+    """What the system says of `error`: the event loop's own words name the call and the address instead."""
+    # Errors of the resolver and of TLS, which have classes of their own, have other numbers.
+    if error.errno is not None and type(error).__module__ == OSError.__module__:
+        return os.strerror(error.errno)
+    return error.strerror or str(error) or type(error).__name__
