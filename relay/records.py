@@ -261,7 +261,7 @@ class StreamStarted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamStopped:
-    """A stream is gone. `frames` is how many of it entered the link, so that B can count its own."""
+    """A stream is gone. `frames` is how many of it entered the link: B says how many it missed."""
 
     stream: str
     kind: StreamKind
