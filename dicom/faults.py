@@ -1,6 +1,6 @@
 """Why an object is refused: a closed table of reasons, each with the DIMSE status that says it to the sender.
 
-A `Refused` names the reason by one fixed word (for counters and the audit) and explains it in one sentence
+A `Refused` names the reason by one fixed word (for counters and logs) and explains it in one sentence
 that holds a tag and a byte offset, never a value: values are patient data.
 
 Status codes are those of the storage service (PS3.4 §B.2.3) and of C-STORE (PS3.7 §9.1.1.1.9). A fault of
