@@ -200,6 +200,9 @@ async def _reports(side: SourceSide | SinkSide, reporter: Reporter) -> None:
         for name, value in link.items():
             if not isinstance(value, dict):
                 side.metrics.gauge(f"link_{name}", f"Link: {name}", float(value))
+        side.metrics.gauge(
+            "reports_dropped", "Reports that the supervisor was too slow for", float(reporter.dropped)
+        )
         reporter.send(status={**side.status(), "link": link})
         await asyncio.sleep(REPORT_SECONDS)
 

@@ -278,6 +278,7 @@ class Publisher:
             "state": self.peer.state.value,
             "rtt_ms": None if rtt_ns is None else round(rtt_ns / 1e6, 2),
             "refused": self.peer.refused,
+            "dropped_sends": self.peer.dropped_sends,
             "unauthentic": self.peer.unauthentic,
             "unknown": self.unknown,
         }

@@ -251,9 +251,15 @@ class Viewer:
             "rtt_ms": None if rtt_ns is None else round(rtt_ns / 1e6, 2),
             "packets": self._video.packets if self._video else 0,
             "resent": self._video.resent if self._video else 0,
+            "resends_refused": self._video.resends_refused if self._video else 0,
+            "nacks": end.feedback.nacks if end else 0,
+            "keyframe_requests": end.feedback.keyframes if end else 0,
+            "malformed": end.feedback.malformed if end else 0,
             "loss": round(end.feedback.loss, 3) if end else 0.0,
             "dropped": end.pacer.dropped_pictures if end else 0,
+            "sound_dropped": end.pacer.dropped_sounds if end else 0,
             "unsent": end.unsent if end else 0,
+            "dropped_sends": self.peer.dropped_sends,
             "refused": self.peer.refused,
         }
 

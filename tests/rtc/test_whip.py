@@ -96,6 +96,7 @@ async def test_a_publisher_is_seen_and_heard_until_it_deletes_its_session(tmp_pa
         await until(lambda: len(rig.outlet.pictures) > 5 and len(rig.outlet.sounds) > 5)
         assert {item.kind for item in rig.outlet.started} == {StreamKind.VIDEO, StreamKind.AUDIO}
         assert {(item.width, item.height) for item in rig.outlet.pictures} == {(640, 480)}
+        assert rig.transport["dropped_sends"] == 0
         status, _, _ = await rig.ask("DELETE", headers["Location"])
         assert status == 200
         await until(lambda: len(rig.outlet.stopped) == 2)
