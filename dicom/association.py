@@ -296,7 +296,7 @@ class Association:
             # No association that could be aborted (PS3.8 Table 9-10): only the connection is left to end.
             self._close()
             if not self.ended:
-                self._events.append(Aborted(False, source, reason.value, detail))
+                self._events.append(Aborted(source, reason.value, detail))
             self.state = "Sta1"
         else:
             self._step("Evt15")
@@ -342,7 +342,7 @@ class Association:
         self._reader.stop()
         if self.state in ("Sta2", "Sta13"):
             if self.state == "Sta2":
-                self._events.append(Aborted(False, 0, 0, "no whole A-ASSOCIATE-RQ came in time"))
+                self._events.append(Aborted(0, 0, "no whole A-ASSOCIATE-RQ came in time"))
             self._step("Evt18")
         elif self.state == "Sta5":
             self.abort("the association request was not answered in time", now)
@@ -456,7 +456,7 @@ class Association:
         reason = self._reason if self._source == 2 else AbortReason.NOT_SPECIFIED
         self._send(abort_pdu(self._source, reason))
         self._reader.stop()
-        self._events.append(Aborted(False, self._source, reason.value, self._detail))
+        self._events.append(Aborted(self._source, reason.value, self._detail))
         self._start_timer(self.limits.closing_seconds)
         return 0
 
@@ -467,11 +467,11 @@ class Association:
 
     def _aa_3(self) -> int:
         source, reason = self._body[2:4]
-        self._end(Aborted(True, source, reason, "the peer aborted"))
+        self._end(Aborted(source, reason, "the peer aborted"))
         return 0
 
     def _aa_4(self) -> int:
-        self._end(Aborted(True, 2, 0, "the connection was lost"))
+        self._end(Aborted(2, 0, "the connection was lost"))
         return 0
 
     def _ignore(self) -> int:
@@ -485,7 +485,7 @@ class Association:
     def _aa_8(self) -> int:
         self._send(abort_pdu(2, self._reason))
         self._reader.stop()
-        self._events.append(Aborted(False, 2, self._reason.value, self._detail))
+        self._events.append(Aborted(2, self._reason.value, self._detail))
         self._start_timer(self.limits.closing_seconds)
         return 0
 

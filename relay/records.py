@@ -239,8 +239,7 @@ class StopReason(enum.IntEnum):
 
     ENDED = 1
     LOST = 2
-    REFUSED = 3
-    DRAINED = 4
+    DRAINED = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,6 +35,7 @@ from aioice.ice import (
 )
 
 from relay.errors import MedferryError, PeerError, os_reason
+from relay.listeners import UDP_BUFFER
 from rtc.guard import Guard, Kind
 
 CONSENT_SECONDS = 0.4
@@ -54,9 +55,6 @@ MAX_HANDSHAKE_DATAGRAMS = 32
 
 MAX_UNSENT_BYTES = 1 << 20
 """Bytes that the kernel has not taken yet; beyond, media is dropped as a full link would."""
-
-SOCKET_BUFFER = 4 << 20
-"""Bytes asked for, each way: a keyframe burst at 1080p and a scheduling delay on top."""
 
 TELL_SECONDS = 60.0
 """Between two log lines about the same STUN or TURN server."""
@@ -221,7 +219,7 @@ class IceSession(Connection):
             sock = socket.socket(family, socket.SOCK_DGRAM)
             sock.setblocking(False)
             for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
-                sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER)
+                sock.setsockopt(socket.SOL_SOCKET, option, UDP_BUFFER)
             try:
                 sock.bind((address, low + next(self._next_port) % size))
             except OSError as error:

@@ -18,7 +18,7 @@ from relay.records import StopReason
 from rtc import packets
 from rtc.clock import SenderClock
 from rtc.ice import IceSettings
-from rtc.offer import DIRECTIONS, AnswerMedia, Codec, Offer, OfferedMedia
+from rtc.offer import DIRECTIONS, FEEDBACK, AnswerMedia, Codec, Offer, OfferedMedia
 from rtc.peer import Peer, PeerEnd, PeerState
 from rtc.publication import Publication
 from rtc.settings import AUDIO_CLOCK, VIDEO_CLOCK, WhipSettings
@@ -35,9 +35,6 @@ H264_PROFILES = frozenset({"42", "4d", "64"})
 
 H264_LEVEL = "33"
 """Level 5.1, what we decode; said where the offer allows levels to differ by direction."""
-
-FEEDBACK = frozenset({"nack", "nack pli", "ccm fir", "goog-remb"})
-"""RTCP feedback that we send, of what is offered."""
 
 STOP_REASONS = {
     PeerEnd.CLOSED: StopReason.ENDED,

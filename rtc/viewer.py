@@ -18,15 +18,12 @@ from rtc.encode_thread import CodedPicture, EncodeThread
 from rtc.fanout import Hub, Stream
 from rtc.feedback import ViewerRate
 from rtc.ice import IceSettings
-from rtc.offer import AnswerMedia, Codec, Offer, OfferedMedia
+from rtc.offer import FEEDBACK, AnswerMedia, Codec, Offer, OfferedMedia
 from rtc.outlet import SendingEnd
 from rtc.peer import Peer, PeerState
 from rtc.sender import ABS_SEND_TIME, MID, PLAYOUT_DELAY, Extensions, RtpStream
 from rtc.settings import AUDIO_CLOCK, VIDEO_CLOCK, WhepSettings
 from rtc.sound_thread import CodedSound
-
-FEEDBACK = ("nack", "nack pli", "ccm fir", "goog-remb")
-"""What of a viewer's feedback is understood."""
 
 SYNC_DELAY_MS = 200
 """With sound, a receiver may hold pictures back for so long to play them with their sound; without, not."""
