@@ -232,8 +232,6 @@ class Acceptor(asyncio.BufferedProtocol):
             address=self.address,
             calling_ae_title=request.calling_ae_title,
             called_ae_title=request.called_ae_title,
-            implementation_class=request.user.implementation_class,
-            implementation_version=request.user.implementation_version,
             number=server.accepted + 1,
         )
         if rejection is None:
@@ -294,8 +292,6 @@ class Acceptor(asyncio.BufferedProtocol):
         assert self._peer is not None
         request = StoreRequest(
             peer=self._peer,
-            message_id=command.message_id,
-            context_id=context.id,
             abstract_syntax=context.abstract_syntax,
             transfer_syntax=context.transfer_syntax,
             sop_class=command.sop_class,

@@ -4,9 +4,9 @@
     item ┌ type u8 │ 00 │ length u16 │ value: sub-items of the same shape, or a UID, or numbers
 
 These come before anybody is known, so the walker has a limit on everything: a request of 128 contexts with 30
-transfer syntaxes each is read in about 3 ms, where pynetdicom's decoding of it takes 140. Items
-that nobody here needs (extended negotiation, user identity) or knows are passed over, which the standard lets
-an acceptor do without an answer.
+transfer syntaxes each is read in about 3 ms, where pynetdicom's decoding of it takes 140. Items that nobody
+here needs (implementation names, extended negotiation, user identity) or knows are passed over, which the
+standard lets an acceptor do without an answer.
 
 Never here: I/O, states, what is accepted (negotiation.py). Writing is pynetdicom's.
 """
@@ -35,9 +35,6 @@ MAX_TRANSFER_SYNTAXES = 128
 MAX_USER_ITEMS = 1024
 """Sub-items of the user information: a role and two extended negotiations for each class, and some more."""
 
-MAX_VERSION_NAME_CHARS = 16
-"""PS3.7 §D.3.3.2.4."""
-
 _FIXED = Struct(">HH16s16s")
 _ITEM = Struct(">BxH")
 _PAIR = Struct(">HH")
@@ -65,12 +62,10 @@ class ContextItem:
 
 @dataclass(slots=True)
 class UserInformation:
-    """What either side says of itself (PS3.7 §D.3.3). Text is printable ASCII."""
+    """What either side says of itself, as far as it is of use (PS3.7 §D.3.3)."""
 
     max_length: int = 0
     """Bytes of the longest P-DATA-TF it takes; 0 for any."""
-    implementation_class: str = ""
-    implementation_version: str = ""
     roles: dict[str, tuple[bool, bool]] = field(default_factory=dict)
     """SOP class to the roles of the requestor: SCU, SCP."""
     operations: tuple[int, int] | None = None
@@ -144,8 +139,6 @@ def _user_information(data: bytes, start: int, end: int) -> UserInformation:
             found.max_length = _LENGTH.unpack_from(data, first)[0]
             if 0 < found.max_length < MIN_PDU_LENGTH:
                 raise AssociateError(f"a maximum length below {MIN_PDU_LENGTH} bytes carries nothing")
-        elif kind == 0x52:
-            found.implementation_class = _text(data[first : min(last, first + 65)])[:64]
         elif kind == 0x53:
             if size != 4:
                 raise AssociateError("the asynchronous operations window is not of four bytes")
@@ -155,8 +148,6 @@ def _user_information(data: bytes, start: int, end: int) -> UserInformation:
                 raise AssociateError("a role selection is not as long as it says")
             uid = data[first + 2 : first + 2 + length].rstrip(b"\0 ").decode("ascii", "replace")
             found.roles[uid] = (data[last - 2] == 1, data[last - 1] == 1)
-        elif kind == 0x55:
-            found.implementation_version = _text(data[first : min(last, first + MAX_VERSION_NAME_CHARS)])
     return found
 
 

@@ -285,14 +285,19 @@ class Association:
         source: int = 0,
         reason: AbortReason = AbortReason.NOT_SPECIFIED,
     ) -> None:
-        """Abort; `next_event` confirms it. `source` is 0 for the association's user, 2 for this layer."""
+        """Abort; `next_event` confirms it, unless the association had ended: then only the connection does.
+
+        `source` is 0 for the association's user, 2 for this layer.
+        """
         self._now = now
         self._reader.stop()
         self._source, self._reason, self._detail = source, reason, detail
-        if self.state in ("Sta1", "Sta2", "Sta13"):
+        if self.ended or self.state == "Sta2":
             # No association that could be aborted (PS3.8 Table 9-10): only the connection is left to end.
+            self._close()
+            if not self.ended:
+                self._events.append(Aborted(source, reason.value, detail))
             self.state = "Sta1"
-            self._end(Aborted(False, source, reason.value, detail))
         else:
             self._step("Evt15")
 
@@ -337,7 +342,7 @@ class Association:
         self._reader.stop()
         if self.state in ("Sta2", "Sta13"):
             if self.state == "Sta2":
-                self._events.append(Aborted(False, 0, 0, "no whole A-ASSOCIATE-RQ came in time"))
+                self._events.append(Aborted(0, 0, "no whole A-ASSOCIATE-RQ came in time"))
             self._step("Evt18")
         elif self.state == "Sta5":
             self.abort("the association request was not answered in time", now)
@@ -451,7 +456,7 @@ class Association:
         reason = self._reason if self._source == 2 else AbortReason.NOT_SPECIFIED
         self._send(abort_pdu(self._source, reason))
         self._reader.stop()
-        self._events.append(Aborted(False, self._source, reason.value, self._detail))
+        self._events.append(Aborted(self._source, reason.value, self._detail))
         self._start_timer(self.limits.closing_seconds)
         return 0
 
@@ -462,11 +467,11 @@ class Association:
 
     def _aa_3(self) -> int:
         source, reason = self._body[2:4]
-        self._end(Aborted(True, source, reason, "the peer aborted"))
+        self._end(Aborted(source, reason, "the peer aborted"))
         return 0
 
     def _aa_4(self) -> int:
-        self._end(Aborted(True, 2, 0, "the connection was lost"))
+        self._end(Aborted(2, 0, "the connection was lost"))
         return 0
 
     def _ignore(self) -> int:
@@ -480,7 +485,7 @@ class Association:
     def _aa_8(self) -> int:
         self._send(abort_pdu(2, self._reason))
         self._reader.stop()
-        self._events.append(Aborted(False, 2, self._reason.value, self._detail))
+        self._events.append(Aborted(2, self._reason.value, self._detail))
         self._start_timer(self.limits.closing_seconds)
         return 0
 

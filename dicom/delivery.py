@@ -25,14 +25,12 @@ from collections.abc import Callable
 from typing import Any
 
 from dicom import scu
+from dicom.associate import MAX_CONTEXTS
 from dicom.settings import Destination, DicomSink
 from relay.config import split_address
 from relay.errors import PeerError, SpoolError
 from relay.metrics import Metrics
 from relay.spool import Entry, Spool
-
-MAX_CONTEXTS = 128
-"""Presentation contexts of one association: their ids are the odd numbers of an octet (PS3.8 §9.3.2.2)."""
 
 PEEKED = 256
 """Waiting objects looked at for the contexts to propose."""

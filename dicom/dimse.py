@@ -41,13 +41,16 @@ class CommandField(IntEnum):
 
 
 class Status(IntEnum):
-    """Statuses that the upper layer itself answers with (PS3.7 Annex C, PS3.4 §B.2.3)."""
+    """Statuses that we answer with (PS3.7 Annex C, PS3.4 §B.2.3); which fault has which: `faults.STATUS`."""
 
     SUCCESS = 0x0000
+    INVALID_SOP_INSTANCE = 0x0117
     SOP_CLASS_NOT_SUPPORTED = 0x0122
     UNRECOGNISED_OPERATION = 0x0211
     OUT_OF_RESOURCES = 0xA700
+    MISMATCH = 0xA900
     CANNOT_UNDERSTAND = 0xC000
+    """The first of a range of 4096."""
 
 
 class CommandError(PeerError):
@@ -160,13 +163,13 @@ def _message(*elements: bytes) -> bytes:
     return _GROUP_LENGTH.pack(0, 0, 4, len(body)) + body
 
 
-def store_request(message_id: int, sop_class: str, sop_instance: str, priority: int = 0) -> bytes:
-    """A C-STORE-RQ (PS3.7 §9.3.1.1). `priority` is 0 medium, 1 high, 2 low."""
+def store_request(message_id: int, sop_class: str, sop_instance: str) -> bytes:
+    """A C-STORE-RQ of medium priority (PS3.7 §9.3.1.1)."""
     return _message(
         _ui(_SOP_CLASS, sop_class),
         _us(_FIELD, CommandField.C_STORE_RQ),
         _us(_MESSAGE_ID, message_id),
-        _us(_PRIORITY, priority),
+        _us(_PRIORITY, 0),
         _us(_DATA_SET_TYPE, DATA_SET),
         _ui(_SOP_INSTANCE, sop_instance),
     )

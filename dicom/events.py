@@ -50,7 +50,6 @@ class Released:
 class Aborted:
     """The association ended out of order: by the peer, by us, or because the connection was lost."""
 
-    by_peer: bool
     source: int
     reason: int
     detail: str

@@ -1,6 +1,6 @@
 """Why an object is refused: a closed table of reasons, each with the DIMSE status that says it to the sender.
 
-A `Refused` names the reason by one fixed word (for counters and the audit) and explains it in one sentence
+A `Refused` names the reason by one fixed word (for counters and logs) and explains it in one sentence
 that holds a tag and a byte offset, never a value: values are patient data.
 
 Status codes are those of the storage service (PS3.4 §B.2.3) and of C-STORE (PS3.7 §9.1.1.1.9). A fault of
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import enum
 
+from dicom.dimse import Status
 from relay.errors import PeerError
 
 
@@ -41,34 +42,28 @@ class Reason(enum.StrEnum):
     INSTANCE = "instance"
 
 
-OUT_OF_RESOURCES = 0xA700
-MISMATCH = 0xA900
-CANNOT_UNDERSTAND = 0xC000
-INVALID_SOP_INSTANCE = 0x0117
-SOP_CLASS_NOT_SUPPORTED = 0x0122
-
 STATUS: dict[Reason, int] = {
-    Reason.TRUNCATED: CANNOT_UNDERSTAND | 0x01,
-    Reason.LENGTH: CANNOT_UNDERSTAND | 0x02,
-    Reason.ODD_LENGTH: CANNOT_UNDERSTAND | 0x03,
-    Reason.ORDER: CANNOT_UNDERSTAND | 0x04,
-    Reason.DUPLICATE: CANNOT_UNDERSTAND | 0x05,
-    Reason.TAG: CANNOT_UNDERSTAND | 0x06,
-    Reason.VR: CANNOT_UNDERSTAND | 0x07,
-    Reason.SEQUENCE: CANNOT_UNDERSTAND | 0x08,
-    Reason.UNDEFINED_LENGTH: CANNOT_UNDERSTAND | 0x09,
-    Reason.PIXELS: CANNOT_UNDERSTAND | 0x0A,
-    Reason.DEFLATE: CANNOT_UNDERSTAND | 0x0B,
-    Reason.UID: CANNOT_UNDERSTAND | 0x0C,
-    Reason.HEADER: CANNOT_UNDERSTAND | 0x0D,
-    Reason.DEPTH: CANNOT_UNDERSTAND | 0x10,
-    Reason.ELEMENTS: CANNOT_UNDERSTAND | 0x11,
-    Reason.INFLATED: CANNOT_UNDERSTAND | 0x12,
-    Reason.TIME: OUT_OF_RESOURCES,
-    Reason.SOP_CLASS: SOP_CLASS_NOT_SUPPORTED,
-    Reason.TRANSFER_SYNTAX: CANNOT_UNDERSTAND | 0x20,
-    Reason.MISMATCH: MISMATCH,
-    Reason.INSTANCE: INVALID_SOP_INSTANCE,
+    Reason.TRUNCATED: Status.CANNOT_UNDERSTAND | 0x01,
+    Reason.LENGTH: Status.CANNOT_UNDERSTAND | 0x02,
+    Reason.ODD_LENGTH: Status.CANNOT_UNDERSTAND | 0x03,
+    Reason.ORDER: Status.CANNOT_UNDERSTAND | 0x04,
+    Reason.DUPLICATE: Status.CANNOT_UNDERSTAND | 0x05,
+    Reason.TAG: Status.CANNOT_UNDERSTAND | 0x06,
+    Reason.VR: Status.CANNOT_UNDERSTAND | 0x07,
+    Reason.SEQUENCE: Status.CANNOT_UNDERSTAND | 0x08,
+    Reason.UNDEFINED_LENGTH: Status.CANNOT_UNDERSTAND | 0x09,
+    Reason.PIXELS: Status.CANNOT_UNDERSTAND | 0x0A,
+    Reason.DEFLATE: Status.CANNOT_UNDERSTAND | 0x0B,
+    Reason.UID: Status.CANNOT_UNDERSTAND | 0x0C,
+    Reason.HEADER: Status.CANNOT_UNDERSTAND | 0x0D,
+    Reason.DEPTH: Status.CANNOT_UNDERSTAND | 0x10,
+    Reason.ELEMENTS: Status.CANNOT_UNDERSTAND | 0x11,
+    Reason.INFLATED: Status.CANNOT_UNDERSTAND | 0x12,
+    Reason.TIME: Status.OUT_OF_RESOURCES,
+    Reason.SOP_CLASS: Status.SOP_CLASS_NOT_SUPPORTED,
+    Reason.TRANSFER_SYNTAX: Status.CANNOT_UNDERSTAND | 0x20,
+    Reason.MISMATCH: Status.MISMATCH,
+    Reason.INSTANCE: Status.INVALID_SOP_INSTANCE,
 }
 """The status that answers a C-STORE refused for each reason."""
 

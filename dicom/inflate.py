@@ -16,7 +16,7 @@ from typing import BinaryIO, NamedTuple
 
 from dicom.faults import Reason, Refused
 from dicom.syntaxes import encoding_of
-from dicom.walk import DEFAULT_LIMITS, Outline, WalkLimits, walk
+from dicom.walk import DEFAULT_LIMITS, Outline, WalkLimits, no_clock, walk
 from relay.records import Buffer
 
 CHUNK = 64 * 1024
@@ -28,10 +28,6 @@ BURST = 1024 * 1024
 
 MAX_AFTER = 10
 """Bytes looked at behind the stream: gzip's trailer of eight, a pad byte, and one that is too many."""
-
-
-def _no_clock() -> float:
-    return 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +43,7 @@ class InflateLimits:
     """Inflated bytes up to which the ratio does not count: a small, empty picture harms nobody."""
     seconds: float = 60.0
     """Time of one inflation."""
-    clock: Callable[[], float] = _no_clock
+    clock: Callable[[], float] = no_clock
 
 
 DEFAULT_INFLATE_LIMITS = InflateLimits()

@@ -19,7 +19,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from dicom import part10
-from dicom.faults import OUT_OF_RESOURCES, Refused
+from dicom.dimse import Status
+from dicom.faults import Refused
 from dicom.scp import Peer, Rejection, StoreFailed, StoreRequest
 from dicom.screen import Rules, check_command, check_object
 from dicom.screen import Store as Announced
@@ -27,8 +28,6 @@ from dicom.spooling import Examiner
 from relay.errors import SpoolError, SpoolFull
 from relay.metrics import Metrics
 from relay.spool import Facts, Part, Spool
-
-SUCCESS = 0x0000
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +71,7 @@ class Intake:
         except SpoolError as error:
             self.count_refusal(_cause(error))
             log.error("%s: C-STORE refused: %s", request.peer, error)
-            return OUT_OF_RESOURCES
+            return Status.OUT_OF_RESOURCES
         return Reception(self, part, announced, request.peer)
 
     def count_refusal(self, reason: str) -> None:
@@ -131,7 +130,7 @@ class Reception:
         intake.metrics.latency("receive").record_ns(whole_ns - self._received_ns)
         intake.metrics.latency("check").record_ns(parsed_ns - whole_ns)
         intake.metrics.latency("spool").record_ns(time.monotonic_ns() - parsed_ns)
-        return SUCCESS
+        return Status.SUCCESS
 
     def abandon(self) -> None:
         """The association ended in the middle: nothing was acknowledged, nothing is kept."""
@@ -164,7 +163,7 @@ class Reception:
         except SpoolError as error:
             log.error("object %s is not kept: %s", part.id, error)
             part.abandon()
-            return OUT_OF_RESOURCES
+            return Status.OUT_OF_RESOURCES
         return refusal.status
 
     @contextmanager
@@ -175,7 +174,7 @@ class Reception:
         except SpoolError as error:
             self._intake.count_refusal(_cause(error))
             log.error("%s: object refused: %s", self._peer, error)
-            raise StoreFailed(OUT_OF_RESOURCES) from error
+            raise StoreFailed(Status.OUT_OF_RESOURCES) from error
 
 
 def _cause(error: SpoolError) -> str:

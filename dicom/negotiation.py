@@ -26,23 +26,18 @@ from pynetdicom.presentation import PresentationContext, negotiate_as_acceptor, 
 
 from dicom.associate import MAX_CONTEXTS, AssociateAnswer, AssociateError, AssociateRequest, ContextItem
 from dicom.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from dicom.syntaxes import IMPLICIT_LITTLE
 from relay.records import is_uid
 
 APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
 VERIFICATION = "1.2.840.10008.1.1"
-IMPLICIT_LITTLE = "1.2.840.10008.1.2"
 
 Acceptable = Callable[[str], bool]
 
 
-TRANSIENT: int = 2
-"""The result of an A-ASSOCIATE-RJ that may be different another time."""
-
-
 class Rejection(Enum):
-    """Why an association is refused: result, source, reason (PS3.8 Table 9-21)."""
+    """Why an association is refused: result, source, reason (PS3.8 Table 9-21). Result 2 is transient."""
 
-    NO_REASON = (1, 1, 1)
     APPLICATION_CONTEXT = (1, 1, 2)
     CALLING_AE_TITLE = (1, 1, 3)
     CALLED_AE_TITLE = (1, 1, 7)
@@ -51,11 +46,6 @@ class Rejection(Enum):
     """Temporary congestion: we are about to stop."""
     FULL = (2, 3, 2)
     """Local limit exceeded: associations, or room in the spool."""
-
-    @property
-    def transient(self) -> bool:
-        """Whether the peer is invited to try again."""
-        return bool(self.value[0] == TRANSIENT)
 
 
 @dataclass(frozen=True, slots=True)

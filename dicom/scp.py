@@ -25,6 +25,7 @@ from dicom.association import Limits
 from dicom.negotiation import Rejection
 from dicom.policy import Acceptable, AcceptRule, Doorkeeper, Policy
 from dicom.storage import Peer, Store, StoreFailed, StoreHandler, StoreRequest
+from relay.listeners import BACKLOG
 
 __all__ = [
     "AcceptRule",
@@ -39,9 +40,6 @@ __all__ = [
     "StoreRequest",
     "serve",
 ]
-
-BACKLOG = 512
-"""Connections that the kernel holds while we are busy."""
 
 MAX_UNASSOCIATED = 64
 """Connections without an association yet, and as many again that are about to close."""

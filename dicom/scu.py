@@ -27,8 +27,9 @@ from dicom.events import Aborted, Accepted, Rejected, Released, ReleaseRequested
 from dicom.messages import MessageError, MessageReader
 from dicom.negotiation import VERIFICATION, Agreement
 from dicom.pdu import Fragments
-from relay.errors import PeerError
+from relay.errors import PeerError, os_reason
 from relay.records import Buffer
+from relay.spool_files import MAX_GATHER
 from relay.spool_reading import Reading
 
 BATCH_BYTES = 512 * 1024
@@ -39,9 +40,6 @@ RECEIVE_BYTES = 16 * 1024
 
 OUR_MAX_PDU = 16 * 1024
 """Bytes of the longest P-DATA-TF we take: only responses come."""
-
-MAX_GATHER = 1024
-"""Buffers that one sendmsg takes: Linux's IOV_MAX."""
 
 RELEASE_SECONDS = 5.0
 """From our A-RELEASE-RQ to its answer; then the connection is closed all the same."""
@@ -107,7 +105,7 @@ async def associate(
     except TimeoutError:
         raise PeerError("timeout", f"{where} did not answer within {association_seconds:.0f} s") from None
     except OSError as error:
-        raise PeerError("unreachable", f"{where} cannot be reached: {error.strerror or error}") from None
+        raise PeerError("unreachable", f"{where} cannot be reached: {os_reason(error)}") from None
     finally:
         if sock is not None:
             sock.close()
@@ -183,7 +181,6 @@ class Requestor:
         offset: int,
         size: int,
         last: bool = True,
-        priority: int = 0,
     ) -> int:
         """Send `size` bytes of data set from `offset` of the file `fd`; the C-STORE response's status.
 
@@ -195,7 +192,7 @@ class Requestor:
         """
         context_id = self._ids[sop_class, transfer_syntax]
         message_id = self._next_message_id()
-        command = dimse.store_request(message_id, sop_class, sop_instance, priority)
+        command = dimse.store_request(message_id, sop_class, sop_instance)
         limit = pdata.effective_length(self._agreement.max_length)
         answer = self._expect()
         try:
@@ -336,7 +333,8 @@ class Requestor:
                 await self._writable()
                 continue
             except OSError as error:
-                raise PeerError("aborted", f"{self._where} closed the connection: {error.strerror}") from None
+                message = f"{self._where} closed the connection: {os_reason(error)}"
+                raise PeerError("aborted", message) from None
             while first < len(waiting) and count >= len(waiting[first]):
                 count -= len(waiting[first])
                 first += 1
@@ -370,7 +368,7 @@ class Requestor:
         except BlockingIOError:
             return
         except OSError as error:
-            self._fail(PeerError("aborted", f"{self._where} closed the connection: {error.strerror}"))
+            self._fail(PeerError("aborted", f"{self._where} closed the connection: {os_reason(error)}"))
             self._close()
             return
         if count:

@@ -18,14 +18,12 @@ from relay.errors import MedferryError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
-    """Who is at the other end of one association. Titles and names are printable ASCII."""
+    """Who is at the other end of one association. Titles are printable ASCII."""
 
     address: str
     """IP address, without port."""
     calling_ae_title: str
     called_ae_title: str
-    implementation_class: str
-    implementation_version: str
     number: int
     """Of the association, since the server began."""
 
@@ -41,8 +39,6 @@ class StoreRequest:
     """
 
     peer: Peer
-    message_id: int
-    context_id: int
     abstract_syntax: str
     transfer_syntax: str
     sop_class: str

@@ -111,7 +111,8 @@ _LONG = {False: Struct("<L"), True: Struct(">L")}
 _SHORT = {False: Struct("<H"), True: Struct(">H")}
 
 
-def _no_clock() -> float:
+def no_clock() -> float:
+    """A clock that stands still, for callers who do not limit time."""
     return 0.0
 
 
@@ -129,7 +130,7 @@ class WalkLimits:
     """Fragments of encapsulated pixels: hours of video with a fragment for each frame."""
     seconds: float = 10.0
     """Time of one walk, so that a crowded machine sheds load instead of falling behind."""
-    clock: Callable[[], float] = _no_clock
+    clock: Callable[[], float] = no_clock
 
 
 DEFAULT_LIMITS = WalkLimits()

@@ -8,7 +8,7 @@ benchmark's own ends are in both and cancel out. Medians are over repeats.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rtc.bench_report import percentile
@@ -181,6 +181,3 @@ def fastest_growth(runs: Runs) -> float | None:
         if change is not None and first:
             growths.append(100 * change / first)
     return max(growths, default=None)
-
-
-Reader = Callable[[Runs], float | None]

@@ -29,8 +29,7 @@ from pydicom.uid import (
 SEED = 20_261_124
 
 UID_ROOT = "2.25."
-UID_DIGITS = 39
-"""Of the decimal 128-bit number behind 2.25 (PS3.5 §B.2): a fixed length, so stamping never moves a byte."""
+"""Before the decimal of a 128-bit number (PS3.5 §B.2), here of 39 digits: stamping never moves a byte."""
 
 HEADER_BYTES = 8192
 """Both copies of the SOP Instance UID are well within so many first bytes of a file."""
@@ -74,7 +73,7 @@ QUICK = {
 
 
 def new_uid_block() -> int:
-    """A number so that it and the next million fit `UID_DIGITS` digits and nobody has used them."""
+    """A number so that it and the next million fit 39 digits and nobody has used them."""
     return secrets.randbelow(2 * 10**38) + 10**38
 
 

@@ -14,7 +14,7 @@ the seam that sources and sinks see (an Outlet to send on, an Inlet to receive f
 of one machine: a small process that moves fragments from a socket it can only read to a socket it can only
 write, so that source and sink share no kernel object. Nothing is ever acknowledged across it. What A has
 accepted is durable in A's `spool.py` before the sender hears "success"; B takes a fragment only once it is
-written down; a loss shows on B as a gap, a silence, or a line of the manifest that A repeats (`manifest.py`).
+written down; a loss shows on B as a gap, a silence, or a line of the `Manifest` that A repeats.
 
 `supervisor.py` starts, confines (`confine.py`), watches and restarts the three processes; `worker.py` is
 what source and sink run in; `config.py` reads the one TOML file; `lanes.py` is the one table that knows

@@ -82,7 +82,7 @@ def check(file: ConfigFile, as_json: Json = False) -> None:
 
 @app.command()
 def status(state: StateDirectory = "./medferry-state", as_json: Json = False) -> None:
-    """Show lanes, rates, latencies and the isolation in force. Exit status 3 if something is not well."""
+    """Show lanes, figures, latencies and the isolation in force. Exit status 3 if something is not well."""
     with failing_clearly():
         answer = ask(state)
     if as_json:

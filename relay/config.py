@@ -122,7 +122,7 @@ class RelaySettings(Settings):
 
     name: Name
     state: str = "./medferry-state"
-    """Directory of spools, quarantine and audit. Relative to the directory medferry is started in."""
+    """Directory of spools and quarantine. Relative to the directory medferry is started in."""
     drain_seconds: Annotated[float, Field(ge=1, le=600)] = 20.0
     """After SIGTERM the relay has ended within this time; what is undelivered by then waits in the spool."""
     separate_users: bool = True

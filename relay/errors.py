@@ -8,12 +8,14 @@
     │   └── SpoolFull     a named bound is reached: refuse, do not wait
     └── PeerError         a remote peer broke its protocol; closes one association or stream
 
-A peer's fault is data: it is caught at the edge, audited, and ends one association or stream. Any other
-error is ours and ends the worker, which the supervisor restarts. Messages are for people and say what
+A peer's fault is data: it is caught at the edge, counted and logged, and ends one association or stream. Any
+other error is ours and ends the worker, which the supervisor restarts. Messages are for people and say what
 happened, to which peer or object, and what to do; they never hold patient data.
 """
 
 from __future__ import annotations
+
+import os
 
 
 class MedferryError(Exception):
@@ -45,7 +47,8 @@ class SpoolError(MedferryError):
 
 
 class SpoolFull(SpoolError):
-    """A bound of the spool is reached. `bound` names it: ``bytes``, ``objects`` or ``disk``."""
+    """A bound of the spool is reached. `bound` names it: ``bytes``, ``objects``, ``disk``,
+    ``quarantine``, or ``object``: one alone is too large."""
 
     def __init__(self, bound: str, detail: str) -> None:
         super().__init__(detail)
@@ -53,8 +56,16 @@ class SpoolFull(SpoolError):
 
 
 class PeerError(MedferryError):
-    """A remote peer broke its protocol. `reason` is a short fixed word for counters and the audit."""
+    """A remote peer broke its protocol. `reason` is a short fixed word for counters and logs."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
+
+
+def os_reason(error: OSError) -> str:
+    """What the system says of `error`: the event loop's own words name the call and the address instead."""
+    # Errors of the resolver and of TLS, which have classes of their own, have other numbers.
+    if error.errno is not None and type(error).__module__ == OSError.__module__:
+        return os.strerror(error.errno)
+    return error.strerror or str(error) or type(error).__name__

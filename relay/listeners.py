@@ -19,10 +19,12 @@ from relay.errors import MedferryError
 T = TypeVar("T")
 
 BACKLOG = 1024
-"""Connections that may wait while a source restarts. The kernel caps it (net.core.somaxconn)."""
+"""Connections that may wait while a source restarts, or is busy. The kernel caps it (net.core.somaxconn).
+Whoever serves such a socket and listens again passes the same number."""
 
 UDP_BUFFER = 4 << 20
-"""Bytes of receive buffer asked for on UDP: a keyframe burst at 1080p and a scheduling delay on top."""
+"""Bytes of buffer asked for on UDP, each way that is used: a keyframe burst at 1080p and a scheduling delay
+on top."""
 
 
 def in_netns(name: str | None, action: Callable[[], T]) -> T:

@@ -29,9 +29,8 @@ MAX_STREAMS = 256
 
 @dataclass(slots=True)
 class MailboxCounters:
-    """What went in and what was replaced."""
+    """What came out, and what was replaced or refused."""
 
-    put: int = 0
     taken: int = 0
     pictures_replaced: int = 0
     audio_dropped: int = 0
@@ -83,7 +82,6 @@ class Mailbox:
             slot = self._slots[record.stream] = _Slot()
         if not slot.fill:
             self._waiting.append(record.stream)
-        self.counters.put += 1
         if isinstance(record, VideoFrame):
             self.counters.pictures_replaced += slot.picture is not None
             slot.picture = record

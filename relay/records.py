@@ -239,8 +239,7 @@ class StopReason(enum.IntEnum):
 
     ENDED = 1
     LOST = 2
-    REFUSED = 3
-    DRAINED = 4
+    DRAINED = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,7 +260,7 @@ class StreamStarted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamStopped:
-    """A stream is gone. `frames` is how many of it entered the link, so that B can count its own."""
+    """A stream is gone. `frames` is how many of it entered the link: B says how many it missed."""
 
     stream: str
     kind: StreamKind

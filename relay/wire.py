@@ -309,22 +309,15 @@ class Encoder:
     def __repr__(self) -> str:
         return f"<Encoder lane={self._lane} epoch={self._epoch} seq={self._seq}>"
 
-    def encode(self, records: tuple[Record, ...], now_ns: Callable[[], int]) -> Iterator[bytearray]:
-        """Fragments that carry `records` in order; small neighbours share a fragment.
-
-        `now_ns` stamps each fragment as it is made. Fragments must be sent in the order they are made, all of
-        them, and before the next call.
-        """
-        for fragment in self.encode_into(memoryview(bytearray(MAX_FRAGMENT)), records, now_ns):
-            yield bytearray(fragment)
-
     def encode_into(
         self, memory: memoryview, records: tuple[Record, ...], now_ns: Callable[[], int]
     ) -> Iterator[memoryview]:
-        """`encode`, with each fragment made in `memory`, in the place of the one before it.
+        """Fragments that carry `records` in order; small neighbours share a fragment.
 
-        `memory` has `MAX_FRAGMENT` bytes. The same pages again and again are warm; fresh ones for each
-        fragment cost more than what is written to them.
+        `now_ns` stamps each fragment as it is made. Fragments must be sent in the order they are made, all of
+        them, and before the next call. Each is made in `memory` of `MAX_FRAGMENT` bytes, in the place of the
+        one before it: the same pages again and again are warm; fresh ones for each fragment cost more than
+        what is written to them.
         """
         self._memory = memory
         batch: list[Buffer] = []

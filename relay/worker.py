@@ -37,6 +37,7 @@ from relay.log import configure
 from relay.metrics import Metrics
 from relay.records import Heartbeat
 from relay.valve_link import ValveInlet, ValveOutlet
+from relay.web import METRICS_LIMITS, WebServer
 
 Status = dict[str, Any]
 """JSON-able figures of a side, for `medferry status`. Never patient data, never a peer's free text."""
@@ -159,7 +160,7 @@ async def _heartbeats(outlet: Outlet) -> None:
         await asyncio.sleep(HEARTBEAT_SECONDS)
 
 
-async def _serve_metrics(side: Side) -> web.AppRunner | None:
+async def _serve_metrics(side: Side) -> WebServer | None:
     """Serve /metrics on the side's own listener, where one is configured."""
     sockets = side.sockets.get("metrics", [])
     if not sockets:
@@ -170,11 +171,9 @@ async def _serve_metrics(side: Side) -> web.AppRunner | None:
 
     application = web.Application()
     application.router.add_get("/metrics", exposition)
-    runner = web.AppRunner(application, access_log=None)
-    await runner.setup()
-    for sock in sockets:
-        await web.SockSite(runner, sock).start()
-    return runner
+    server = WebServer("metrics", application, METRICS_LIMITS, side.metrics)
+    await server.start(sockets)
+    return server
 
 
 def _link_status(side: SourceSide | SinkSide) -> Status:
@@ -201,6 +200,9 @@ async def _reports(side: SourceSide | SinkSide, reporter: Reporter) -> None:
         for name, value in link.items():
             if not isinstance(value, dict):
                 side.metrics.gauge(f"link_{name}", f"Link: {name}", float(value))
+        side.metrics.gauge(
+            "reports_dropped", "Reports that the supervisor was too slow for", float(reporter.dropped)
+        )
         reporter.send(status={**side.status(), "link": link})
         await asyncio.sleep(REPORT_SECONDS)
 
@@ -212,7 +214,7 @@ async def _run(
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, side.draining.set)
     side.ready = lambda: reporter.send(ready=True)
-    runner = await _serve_metrics(side)
+    metrics = await _serve_metrics(side)
     async with asyncio.TaskGroup() as tasks:
         helpers = [tasks.create_task(_reports(side, reporter), name="reports")]
         if isinstance(side, SourceSide):
@@ -221,8 +223,8 @@ async def _run(
         for helper in helpers:
             helper.cancel()
     reporter.send(status={**side.status(), "link": _link_status(side)})
-    if runner is not None:
-        await runner.cleanup()
+    if metrics is not None:
+        await metrics.stop()
 
 
 def _alarm(*_: object) -> None:

@@ -8,7 +8,7 @@ a screen; ``direct`` measures just these two, for comparison.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from relay.errors import MedferryError
@@ -159,6 +159,3 @@ async def _appeared(make: Callable[[], WhepReceiver]) -> WhepReceiver:
         else:
             receiver.sightings.seen.clear()
             return receiver
-
-
-BENCHES: dict[str, Callable[[Options], Awaitable[Report]]] = {"rtp": bench_rtp, "webrtc": bench_webrtc}

@@ -27,9 +27,11 @@ from aiortc.rtp import RtpPacket as AiortcPacket
 from relay.config import split_address
 from relay.errors import MedferryError
 from relay.link import Arrival
+from relay.listeners import UDP_BUFFER
 from relay.records import VideoFrame
 from rtc.bench_peer import BenchPeer, Exchange
 from rtc.bench_stamps import Sightings
+from rtc.clock import SECOND_NS
 from rtc.encode import VideoProfile
 from rtc.encode_thread import CodedPicture, EncodeThread
 from rtc.feedback import ViewerRate
@@ -39,9 +41,6 @@ from rtc.packets import RtpPacket, is_rtcp, nack, parse_rtp, picture_loss
 from rtc.sender import RtpStream
 from rtc.settings import VIDEO_CLOCK, VideoCodec
 from rtc.timeline import Timeline
-
-SOCKET_BYTES = 4 << 20
-"""Kernel buffer asked for: half a second of pictures, so that this process's own pauses lose nothing."""
 
 PAYLOAD_TYPE = 96
 
@@ -76,8 +75,8 @@ def _udp(address: str, *, bind: bool) -> socket.socket:
     host, port = split_address(address)
     sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
     sock.setblocking(False)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BYTES)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, UDP_BUFFER)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UDP_BUFFER)
     try:
         sock.bind((host, port)) if bind else sock.connect((host, port))
     except OSError as error:
@@ -241,7 +240,7 @@ class WhipOutlet:
 
     async def _next(self, codec: object) -> RTCEncodedFrame:
         picture = await self._ready.get()
-        timestamp = picture.timeline_ns * VIDEO_CLOCK // 1_000_000_000 & 0xFFFFFFFF
+        timestamp = picture.timeline_ns * VIDEO_CLOCK // SECOND_NS & 0xFFFFFFFF
         return RTCEncodedFrame(picture.coded.payloads, timestamp, NO_LEVEL)
 
     @property

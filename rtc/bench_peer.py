@@ -7,6 +7,7 @@ a relay; or an endpoint whose answer was changed on the way, to lead the media t
 from __future__ import annotations
 
 import asyncio
+import logging
 import urllib.parse
 from collections.abc import Awaitable, Callable
 
@@ -16,6 +17,9 @@ from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 from relay.errors import MedferryError
 
 CONNECT_SECONDS = 10.0
+"""For an answer over HTTP, and from there for the connection."""
+
+log = logging.getLogger("medferry.rtc")
 
 Exchange = Callable[[str], Awaitable[str]]
 """Takes an SDP offer and returns the answer. Raises MedferryError where there is none."""
@@ -49,18 +53,20 @@ class BenchPeer:
         """The endpoint's answer.
 
         Raises:
-            MedferryError: It refused, or is not there.
+            MedferryError: It refused, is not there, or does not answer within `CONNECT_SECONDS`.
         """
         headers = {**self._headers, "Content-Type": "application/sdp"}
         try:
             async with (
-                aiohttp.ClientSession() as http,
+                self._http() as http,
                 http.post(self._url, data=offer, headers=headers) as answer,
             ):
                 text = await answer.text()
                 if answer.status != 201:
                     raise MedferryError(f"{self._url}: {answer.status} {text.strip()[:200]}")
                 self._location = urllib.parse.urljoin(self._url, answer.headers["Location"])
+        except TimeoutError:
+            raise MedferryError(f"{self._url}: no answer within {CONNECT_SECONDS:.3g} s") from None
         except aiohttp.ClientError as error:
             raise MedferryError(f"{self._url}: {error}: is the relay running?") from None
         return text
@@ -82,8 +88,16 @@ class BenchPeer:
             changed.clear()
 
     async def end(self) -> None:
-        """DELETE the session and close the connection."""
-        if self._location is not None:
-            async with aiohttp.ClientSession() as http, http.delete(self._location, headers=self._headers):
-                self._location = None
-        await self.connection.close()
+        """DELETE the session and close the connection; a server that does not answer is not waited for."""
+        location, self._location = self._location, None
+        try:
+            if location is not None:
+                async with self._http() as http, http.delete(location, headers=self._headers):
+                    pass
+        except (TimeoutError, aiohttp.ClientError) as error:
+            log.warning("%s: the session's end could not be told: %s", self._url, str(error) or "no answer")
+        finally:
+            await self.connection.close()
+
+    def _http(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=CONNECT_SECONDS))

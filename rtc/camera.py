@@ -24,8 +24,6 @@ MARGIN = 128
 GRAIN = 3
 """Luma of the noise in the scene: enough that a codec has work, as with a real camera."""
 
-SECOND_NS = 1_000_000_000
-
 
 @dataclass(slots=True)
 class Size:

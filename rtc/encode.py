@@ -25,11 +25,12 @@ from av.video.frame import PictureType
 
 from relay.link import Arrival
 from relay.records import AudioFrame, Buffer, VideoFrame
+from rtc.clock import SECOND_NS
+from rtc.decode import OPUS_RATE
+from rtc.depayload import NAL_PPS, NAL_SPS
 from rtc.packetize import (
     MAX_PAYLOAD,
     MAX_PICTURE_ID,
-    NAL_PPS,
-    NAL_SPS,
     h264_payloads,
     vp8_payloads,
     wanted_units,
@@ -38,8 +39,6 @@ from rtc.placement import one_slice_each, processors
 
 TICKS = 90_000
 """Ticks a second of the encoders' time base, the RTP clock of both video codecs."""
-
-SECOND_NS = 1_000_000_000
 
 DEFAULT_RATE = 30
 """Pictures a second where the publisher declared none."""
@@ -85,7 +84,6 @@ VPX_OPTIONS = {
     "qmax": "56",
 }
 
-OPUS_RATE = 48_000
 OPUS_SAMPLES = 960
 """Samples per channel of one packet: 20 ms."""
 

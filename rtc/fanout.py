@@ -138,6 +138,10 @@ class Stream:
     height: int = 0
     pictures: int = 0
     sounds: int = 0
+    received: dict[StreamKind, int] = field(default_factory=dict)
+    """Frames of this epoch, of kinds whose start was seen: `StreamStopped.frames` is held against them."""
+    missing: int = 0
+    """Frames that entered the link and did not come out of it."""
     over_budget: int = 0
     last_picture_ns: int = 0
     fps: float = 0.0
@@ -184,6 +188,11 @@ class Stream:
         self.kinds.difference_update(kinds)
         if StreamKind.VIDEO not in self.kinds:
             self.last = None
+
+    def took(self, kind: StreamKind) -> None:
+        """Count a frame of a kind whose start was seen."""
+        if kind in self.received:
+            self.received[kind] += 1
 
     def saw_picture(self, frame: VideoFrame, now_ns: int) -> None:
         """Count a picture."""
@@ -234,9 +243,11 @@ class Hub:
             case StreamStarted():
                 if (stream := self._stream(record.stream, record.kind, record.epoch)) is not None:
                     stream.rate = record.frame_rate_milli / 1000 or stream.rate
+                    stream.received[record.kind] = 0
             case StreamStopped(stream=name) if name in self.streams:
                 stream = self.streams[name]
                 if record.epoch >= stream.epoch:
+                    self._compare(stream, record)
                     self._end([stream], "said", record.kind)
             case _:
                 pass
@@ -248,7 +259,21 @@ class Hub:
         self._source_epoch = epoch
         for stream in self.streams.values():
             stream.epoch = 0
+            stream.received.clear()
         self._end(self._live(), "restart", *StreamKind)
+
+    def _compare(self, stream: Stream, stop: StreamStopped) -> None:
+        """Say how many frames entered the link and never came: the link itself knows only of fragments."""
+        received = stream.received.pop(stop.kind, None)
+        if received is None or stop.epoch != stream.epoch or received >= stop.frames:
+            return
+        missing = stop.frames - received
+        stream.missing += missing
+        kind = stop.kind.name.lower()
+        self.metrics.count("media_missing", "Frames that side A sent and that never came", missing, kind=kind)
+        text = "stream %s: %d of %d %s frames that side A sent never came"
+        extra = {"event": "media_missing"}
+        log.warning(text, stream.name, missing, stop.frames, kind, extra=extra)
 
     def _live(self) -> list[Stream]:
         return [stream for stream in self.streams.values() if stream.live]
@@ -268,6 +293,7 @@ class Hub:
         if epoch > stream.epoch:
             stream.end(*StreamKind)
             stream.epoch = epoch
+            stream.received.clear()
         new = not stream.live
         stream.kinds.add(kind)
         stream.quiet_looks = 0
@@ -312,6 +338,7 @@ class Hub:
             return
         now_ns = time.monotonic_ns()
         stream.saw_picture(frame, now_ns)
+        stream.took(StreamKind.VIDEO)
         latency = self.metrics.latency
         latency("receive", stream.name).record_ns(frame.decoded_ns - frame.captured_ns)
         latency("handover", stream.name).record_ns(arrival.entered_ns - frame.decoded_ns)
@@ -337,6 +364,7 @@ class Hub:
         if stream is None:
             return
         stream.sounds += 1
+        stream.took(StreamKind.AUDIO)
         timeline_ns = stream.timeline.at(frame.epoch, frame.media_ns, frame.captured_ns)
         if stream.sound_branches:
             own = dataclasses.replace(frame, samples=bytes(frame.samples))
@@ -467,6 +495,7 @@ class Hub:
             "fps": round(stream.fps, 1) if not stream.frozen(now_ns) else 0.0,
             "pictures": stream.pictures,
             "sounds": stream.sounds,
+            "missing": stream.missing,
             "receivers": sum(len(branch.subscribers) for branch in stream.branches.values()),
             "encoders": [
                 {

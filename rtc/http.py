@@ -18,6 +18,7 @@ from aiohttp import web
 
 from relay.config import split_address
 from relay.errors import PeerError
+from relay.web import MALFORMED
 from rtc.ice import IceSettings
 from rtc.offer import MAX_LINE_CHARS, MAX_SDP_BYTES, attributes
 from rtc.settings import ANY_STREAM, IceServer, WebRtcSettings, split_ports
@@ -113,7 +114,8 @@ async def read_body(request: web.Request, content_type: str) -> str:
     """The body of a request as text.
 
     Raises:
-        Problem: 415 for another content type, 413 for too much, 408 for too slow, 400 for what is not UTF-8.
+        Problem: 415 for another content type, 413 for too much, 408 for too slow, 400 for what is
+            broken or not UTF-8.
     """
     if request.content_type != content_type:
         raise Problem(415, f"send {content_type}", {"Accept-Post": content_type, "Accept": content_type})
@@ -125,6 +127,9 @@ async def read_body(request: web.Request, content_type: str) -> str:
     except TimeoutError:
         what = f"the body did not come within {BODY_SECONDS:.0f} s"
         raise Problem(408, what, {"Connection": "close"}) from None
+    except (*MALFORMED, ConnectionError):
+        # Whoever is gone does not get the answer.
+        raise Problem(400, "the body is broken off or badly encoded", {"Connection": "close"}) from None
     if len(raw) > MAX_SDP_BYTES:
         raise Problem(413, f"the body has more than {MAX_SDP_BYTES} bytes")
     try:

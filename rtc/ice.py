@@ -16,12 +16,13 @@ import contextlib
 import errno
 import ipaddress
 import itertools
+import logging
 import socket
 import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from aioice import Candidate, Connection, stun
 from aioice.candidate import candidate_foundation, candidate_priority
@@ -33,7 +34,8 @@ from aioice.ice import (
     server_reflexive_candidate,
 )
 
-from relay.errors import MedferryError, PeerError
+from relay.errors import MedferryError, PeerError, os_reason
+from relay.listeners import UDP_BUFFER
 from rtc.guard import Guard, Kind
 
 CONSENT_SECONDS = 0.4
@@ -54,10 +56,34 @@ MAX_HANDSHAKE_DATAGRAMS = 32
 MAX_UNSENT_BYTES = 1 << 20
 """Bytes that the kernel has not taken yet; beyond, media is dropped as a full link would."""
 
-SOCKET_BUFFER = 4 << 20
-"""Bytes asked for, each way: a keyframe burst at 1080p and a scheduling delay on top."""
+TELL_SECONDS = 60.0
+"""Between two log lines about the same STUN or TURN server."""
 
 Address = tuple[str, int]
+
+log = logging.getLogger("medferry.rtc")
+
+
+def _server_name(kind: str, server: Address) -> str:
+    return f"{kind} server {server[0]}:{server[1]}"
+
+
+def _may_be_reflexive(host: str) -> bool:
+    """Whether a STUN server could see another address than `host`."""
+    address = ipaddress.ip_address(host)
+    return address.version == 4 and not address.is_loopback
+
+
+def _reason(error: BaseException) -> str:
+    """Why a server failed, in words of ours: its own may repeat what it was sent."""
+    if isinstance(error, stun.TransactionFailed):
+        code = error.response.attributes.get("ERROR-CODE", ("unknown",))[0]
+        return f"refused with code {code}"
+    if isinstance(error, stun.TransactionTimeout):
+        return "no answer"
+    if isinstance(error, OSError):
+        return os_reason(error)
+    return type(error).__name__
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +131,8 @@ class IceSession(Connection):
     """An ICE session of one component (RTCP multiplexed, everything bundled), controlled by the peer."""
 
     _next_port = itertools.count()
+    _told: ClassVar[dict[str, float]] = {}
+    """When a server's failure was last told, on the monotonic clock; of the few servers in the settings."""
 
     def __init__(self, settings: IceSettings, on_media: Callable[[Kind, bytes, int], None]) -> None:
         super().__init__(
@@ -191,7 +219,7 @@ class IceSession(Connection):
             sock = socket.socket(family, socket.SOCK_DGRAM)
             sock.setblocking(False)
             for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
-                sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER)
+                sock.setsockopt(socket.SOL_SOCKET, option, UDP_BUFFER)
             try:
                 sock.bind((address, low + next(self._next_port) % size))
             except OSError as error:
@@ -203,13 +231,37 @@ class IceSession(Connection):
         return None
 
     async def _ask_servers(self) -> None:
-        requests: list[asyncio.Task[tuple[Candidate, StunProtocol | None]]] = []
+        """Add the candidates that STUN and TURN servers give; say which server gave none."""
+        asked = self._requests()
+        if not asked:
+            return
+        _, pending = await asyncio.wait(asked, timeout=GATHER_SECONDS)
+        failures: dict[str, str] = {}
+        served: set[str] = set()
+        for task, server in asked.items():
+            if task in pending:
+                task.cancel()
+                failures[server] = f"no answer within {GATHER_SECONDS:.3g} s"
+            elif (error := task.exception()) is not None:
+                failures[server] = _reason(error)
+            else:
+                candidate, relay = task.result()
+                served.add(server)
+                self._local_candidates.append(candidate)
+                if relay is not None:
+                    self._protocols.append(relay)
+        for server, reason in failures.items():
+            if server not in served:
+                self._tell(server, reason)
+
+    def _requests(self) -> dict[asyncio.Task[tuple[Candidate, StunProtocol | None]], str]:
+        """The questions to the servers, each with the server's name for people."""
+        asked: dict[asyncio.Task[tuple[Candidate, StunProtocol | None]], str] = {}
         if self.stun_server is not None:
             for protocol in self._protocols:
-                address = ipaddress.ip_address(protocol.local_candidate.host)
-                if address.version == 4 and not address.is_loopback:
+                if _may_be_reflexive(protocol.local_candidate.host):
                     request = server_reflexive_candidate(protocol, self.stun_server)
-                    requests.append(asyncio.create_task(request))
+                    asked[asyncio.create_task(request)] = _server_name("STUN", self.stun_server)
         if self.turn_server is not None:
             relayed = relayed_candidate(
                 component=1,
@@ -221,18 +273,16 @@ class IceSession(Connection):
                 turn_ssl=self.turn_ssl,
                 turn_transport=self.turn_transport,
             )
-            requests.append(asyncio.create_task(cast("Any", relayed)))
-        if not requests:
-            return
-        done, pending = await asyncio.wait(requests, timeout=GATHER_SECONDS)
-        for task in done:
-            if task.exception() is None:
-                candidate, relay = task.result()
-                self._local_candidates.append(candidate)
-                if relay is not None:
-                    self._protocols.append(relay)
-        for task in pending:
-            task.cancel()
+            asked[asyncio.create_task(cast("Any", relayed))] = _server_name("TURN", self.turn_server)
+        return asked
+
+    def _tell(self, server: str, reason: str) -> None:
+        """Sessions come often, and each would say the same of a server that is down."""
+        now = time.monotonic()
+        last = self._told.get(server)
+        if last is None or now - last >= TELL_SECONDS:
+            self._told[server] = now
+            log.warning("%s: %s: sessions go without it", server, reason, extra={"event": "ice_server"})
 
     async def add_remote(self, line: str) -> None:
         """Take a candidate as SDP writes it, without the ``candidate:`` (RFC 8839 §5.1).

@@ -35,6 +35,9 @@ SETUP_ANSWERS = {"actpass": "active", "active": "passive", "passive": "active"}
 REGISTERED_NAMES = {"h264": "H264", "vp8": "VP8"}
 """Encoding names as IANA writes them, where that is not lower case."""
 
+FEEDBACK = ("nack", "nack pli", "ccm fir", "goog-remb")
+"""RTCP feedback that we send to publishers and understand of viewers, of what is offered."""
+
 FINGERPRINTS = {"sha-256": 95, "sha-384": 143, "sha-512": 191}
 """Hash functions understood, with the characters of a fingerprint."""
 

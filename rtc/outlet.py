@@ -47,7 +47,6 @@ class Feedback:
     nacks: int = 0
     malformed: int = 0
     loss: float = 0.0
-    heard_ns: int = 0
 
 
 class SendingEnd:
@@ -153,7 +152,6 @@ class SendingEnd:
         except (ValueError, IndexError, struct.error):
             self.feedback.malformed += 1
             return
-        self.feedback.heard_ns = now_ns
         for packet in packets:
             match packet:
                 case rtp.RtcpRrPacket(reports=reports) | rtp.RtcpSrPacket(reports=reports):

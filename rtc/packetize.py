@@ -14,6 +14,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from rtc.depayload import FU_A, NAL_PPS, NAL_SPS, STAP_A
+
 MAX_PAYLOAD = 1160
 """Bytes of one payload. With 12 of RTP, 24 of header extensions, 16 of SRTP tag and 48 of IPv6 and UDP the
 packet stays below 1280, the smallest MTU an IPv6 path may have (RFC 8200 §5)."""
@@ -22,12 +24,8 @@ MAX_PICTURE_ID = 0x7FFF
 """VP8's picture id has 15 bits (RFC 7741 §4.2)."""
 
 NAL_SEI = 6
-NAL_SPS = 7
-NAL_PPS = 8
 NAL_DELIMITER = 9
 NAL_FILLER = 12
-STAP_A = 24
-FU_A = 28
 
 _UNWANTED = frozenset({NAL_SEI, NAL_DELIMITER, NAL_FILLER})
 """SEI may say which encoder made the stream and with what settings; the others carry nothing."""

@@ -102,6 +102,9 @@ class Stage:
                 self.entered[record.stream, record.epoch, StreamKind.AUDIO] += 1
 
 
+FAULTS_ABOUT = "Media that could not be decoded"
+
+
 @dataclass(slots=True, kw_only=True)
 class Publication:
     """One stream of one publisher. Its epoch is its own; it stops once."""
@@ -256,10 +259,10 @@ class Publication:
         """Count and log a picture or packet that could not be used: a fixed word, and a text for people."""
         self.faults[reason] += 1
         self.fault_log.note(reason, detail)
-        self.stage.metrics.count("media_faults", "Media that could not be decoded", reason=reason)
+        self.stage.metrics.count("media_faults", FAULTS_ABOUT, reason=reason)
 
     def stop(self, reason: StopReason) -> None:
-        """End the stream: B is told how many frames entered the link, so that it can count its own."""
+        """End the stream: B is told how many frames entered the link, and says how many it missed."""
         if self.stopped:
             return
         self.stopped = True

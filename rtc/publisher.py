@@ -18,7 +18,7 @@ from relay.records import StopReason
 from rtc import packets
 from rtc.clock import SenderClock
 from rtc.ice import IceSettings
-from rtc.offer import DIRECTIONS, AnswerMedia, Codec, Offer, OfferedMedia
+from rtc.offer import DIRECTIONS, FEEDBACK, AnswerMedia, Codec, Offer, OfferedMedia
 from rtc.peer import Peer, PeerEnd, PeerState
 from rtc.publication import Publication
 from rtc.settings import AUDIO_CLOCK, VIDEO_CLOCK, WhipSettings
@@ -35,9 +35,6 @@ H264_PROFILES = frozenset({"42", "4d", "64"})
 
 H264_LEVEL = "33"
 """Level 5.1, what we decode; said where the offer allows levels to differ by direction."""
-
-FEEDBACK = frozenset({"nack", "nack pli", "ccm fir", "goog-remb"})
-"""RTCP feedback that we send, of what is offered."""
 
 STOP_REASONS = {
     PeerEnd.CLOSED: StopReason.ENDED,
@@ -278,6 +275,7 @@ class Publisher:
             "state": self.peer.state.value,
             "rtt_ms": None if rtt_ns is None else round(rtt_ns / 1e6, 2),
             "refused": self.peer.refused,
+            "dropped_sends": self.peer.dropped_sends,
             "unauthentic": self.peer.unauthentic,
             "unknown": self.unknown,
         }

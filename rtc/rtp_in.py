@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from relay.errors import MedferryError, PeerError
+from relay.listeners import UDP_BUFFER
 from relay.records import StopReason
 from rtc.clock import SECOND_NS, SenderClock
 from rtc.guard import Kind, classify
@@ -290,7 +291,7 @@ def open_ports(flow: Flow) -> list[socket.socket]:
 
 def _bind(sock: socket.socket, host: str, port: int) -> None:
     sock.setblocking(False)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, UDP_BUFFER)
     address = ipaddress.ip_address(host) if host else None
     everywhere = "::" if sock.family == socket.AF_INET6 else "0.0.0.0"
     if address is not None and address.is_multicast:

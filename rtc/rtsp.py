@@ -27,7 +27,8 @@ from relay.records import MAX_DIMENSION, StopReason
 from rtc.decode import MAX_PICTURE_PIXELS, OPUS_RATE, plain, visible_planes
 from rtc.decode_thread import REFUSALS, DecodedPicture, DecodedSound, Fault
 from rtc.depayload import Size
-from rtc.publication import AUDIO_BYTES, Publication, Stage
+from rtc.faults import FaultLog
+from rtc.publication import AUDIO_BYTES, FAULTS_ABOUT, Publication, Stage
 from rtc.settings import RtspSettings
 
 OPEN_SECONDS = 5.0
@@ -302,6 +303,8 @@ class RtspPull:
         self.dropped = 0
         """Pictures and sounds that found the loop `MAX_UNHANDED` behind."""
         self.last_end = ""
+        self._early_faults = FaultLog(self.name)
+        """Of a connection from which nothing could be published yet."""
 
     def __repr__(self) -> str:
         return f"<RtspPull {self.name} {self._state}>"
@@ -341,6 +344,7 @@ class RtspPull:
         finally:
             puller.stop()
             was_live = self._publication is not None
+            self._early_faults.flush()
             self._stop(reason)
         return was_live
 
@@ -364,7 +368,10 @@ class RtspPull:
         """
         if isinstance(outcome, Fault):
             if self._publication is not None:
-                self._publication.fault(outcome.reason)
+                self._publication.fault(outcome.reason, outcome.detail)
+            else:
+                self._early_faults.note(outcome.reason, outcome.detail)
+                self._stage.metrics.count("media_faults", FAULTS_ABOUT, reason=outcome.reason)
             return
         publication = self._publication or self._open(outcome.arrival_ns, seconds)
         media_ns = max(self._zero_ns + int(seconds * 1e9), 0)

@@ -38,15 +38,13 @@ from aiohttp.web_routedef import AbstractRouteDef
 
 from relay.errors import MedferryError, PeerError
 from relay.records import is_stream_name
+from relay.web import MEDIA_LIMITS, WebServer
 from relay.worker import Side
 from rtc import http
 from rtc.http import Problem
 from rtc.offer import Offer, read_offer
 from rtc.peer import Peer
 from rtc.settings import WebRtcSettings
-
-SHUTDOWN_SECONDS = 1.0
-"""For requests that are being answered when the service stops, and for the rest of one that was refused."""
 
 REFUSALS = {
     "away": 409,
@@ -104,7 +102,7 @@ class SessionService(ABC, Generic[S]):
         self.ice = http.ice_settings(settings, lab=side.lane.lab)
         self.sessions: dict[str, S] = {}
         """By id, from the offer on. `max_sessions` at most."""
-        self._runner: web.AppRunner | None = None
+        self._server: WebServer | None = None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} sessions={len(self.sessions)}>"
@@ -155,19 +153,15 @@ class SessionService(ABC, Generic[S]):
                 *pages,
             ]
         )
-        self._runner = web.AppRunner(
-            application, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS, lingering_time=SHUTDOWN_SECONDS
-        )
-        await self._runner.setup()
-        for sock in self.side.sockets.get(self.kind, []):
-            await web.SockSite(self._runner, sock, ssl_context=tls).start()
+        self._server = WebServer(self.kind, application, MEDIA_LIMITS, self.side.metrics)
+        await self._server.start(self.side.sockets.get(self.kind, []), tls)
 
     async def stop(self) -> None:
         """End the sessions that are there, close the listener. New ones are refused once the side drains."""
         for session in list(self.sessions.values()):
             await self.end(session)
-        if self._runner is not None:
-            await self._runner.cleanup()
+        if self._server is not None:
+            await self._server.stop()
 
     def _tls(self) -> ssl.SSLContext | None:
         settings, side = self.settings, self.side

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import av
 
 from relay.records import AudioFrame
-from rtc.encode import OPUS_RATE, OPUS_SAMPLES, SECOND_NS, OpusEncoder
+from rtc.clock import SECOND_NS
+from rtc.decode import OPUS_RATE
+from rtc.encode import OPUS_SAMPLES, OpusEncoder
 
 MAX_WAITING = 5
 """Records that may wait for the encoder, 100 ms of sound. It takes 0.3 ms for each."""

@@ -99,6 +99,7 @@ async def _gauges(stage: Stage) -> None:
         gauge("mailbox_fill", "Records waiting for the link", stage.mailbox.fill)
         gauge("mailbox_pictures_replaced", "Pictures replaced by newer ones", counters.pictures_replaced)
         gauge("mailbox_audio_dropped", "Audio frames dropped as too old", counters.audio_dropped)
+        gauge("mailbox_refused", "Records of streams beyond the mailbox's limit", counters.refused)
         gauge("streams", "Streams being published", len(stage.publications))
         gauge("pixels_per_second", "Decoded pixels a second", stage.pixels_per_second)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass, field
 
-SECOND_NS = 1_000_000_000
+from rtc.clock import SECOND_NS
 
 NTP_EPOCH = 2_208_988_800
 """Seconds from 1900 to 1970."""

@@ -18,15 +18,12 @@ from rtc.encode_thread import CodedPicture, EncodeThread
 from rtc.fanout import Hub, Stream
 from rtc.feedback import ViewerRate
 from rtc.ice import IceSettings
-from rtc.offer import AnswerMedia, Codec, Offer, OfferedMedia
+from rtc.offer import FEEDBACK, AnswerMedia, Codec, Offer, OfferedMedia
 from rtc.outlet import SendingEnd
 from rtc.peer import Peer, PeerState
 from rtc.sender import ABS_SEND_TIME, MID, PLAYOUT_DELAY, Extensions, RtpStream
 from rtc.settings import AUDIO_CLOCK, VIDEO_CLOCK, WhepSettings
 from rtc.sound_thread import CodedSound
-
-FEEDBACK = ("nack", "nack pli", "ccm fir", "goog-remb")
-"""What of a viewer's feedback is understood."""
 
 SYNC_DELAY_MS = 200
 """With sound, a receiver may hold pictures back for so long to play them with their sound; without, not."""
@@ -251,9 +248,15 @@ class Viewer:
             "rtt_ms": None if rtt_ns is None else round(rtt_ns / 1e6, 2),
             "packets": self._video.packets if self._video else 0,
             "resent": self._video.resent if self._video else 0,
+            "resends_refused": self._video.resends_refused if self._video else 0,
+            "nacks": end.feedback.nacks if end else 0,
+            "keyframe_requests": end.feedback.keyframes if end else 0,
+            "malformed": end.feedback.malformed if end else 0,
             "loss": round(end.feedback.loss, 3) if end else 0.0,
             "dropped": end.pacer.dropped_pictures if end else 0,
+            "sound_dropped": end.pacer.dropped_sounds if end else 0,
             "unsent": end.unsent if end else 0,
+            "dropped_sends": self.peer.dropped_sends,
             "refused": self.peer.refused,
         }
 

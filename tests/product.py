@@ -54,7 +54,7 @@ class Product:
 
     @property
     def state(self) -> Path:
-        """The state directory: spools, quarantine, audit."""
+        """The state directory: spools and quarantine."""
         return Path(self.directory / self.config["relay"].get("state", "medferry-state"))
 
     @property

@@ -349,7 +349,7 @@ def test_a_fault_of_an_established_peer_is_answered_with_its_reason(name: str, o
     association = established()
     chunks = [data[i : i + 1] for i in range(len(data))] if one_by_one else [data + b"trailing" * 10]
     events = [event for chunk in chunks for event in feed(association, chunk)]
-    assert events[-1:] == [Aborted(False, 2, reason.value, events[-1].detail)]  # type: ignore[union-attr]
+    assert events[-1:] == [Aborted(2, reason.value, events[-1].detail)]  # type: ignore[union-attr]
     assert association.take_output() == [abort(2, reason.value)]
     assert association.state == "Sta13"
 
@@ -434,7 +434,7 @@ def test_a_requestor_hears_the_answer() -> None:
 def test_an_answer_that_makes_no_sense_aborts(answer: bytes) -> None:
     association = requestor()
     [event] = feed(association, answer)
-    assert isinstance(event, Aborted) and not event.by_peer
+    assert isinstance(event, Aborted)
     assert association.take_output() == [abort(2, INVALID.value)]
 
 
@@ -485,7 +485,7 @@ def test_half_a_pdu_has_its_own_deadline_that_trickling_does_not_move() -> None:
     assert association.deadline() == 10.0 + LIMITS.pdu_seconds
     association.expired(30.0)
     [event] = [each for each in drain(association) if isinstance(each, Aborted)]
-    assert event.source == 2 and not event.by_peer
+    assert event.source == 2
     assert association.take_output() == [abort(2, 0)]
 
 

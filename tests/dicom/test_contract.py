@@ -132,16 +132,15 @@ INSTANCES = [INSTANCE, "1.2.3", "1.2.34", "1." + "2" * 62]
 
 
 @pytest.mark.parametrize("instance", INSTANCES)
-@pytest.mark.parametrize("priority", [0, 1, 2])
 @pytest.mark.parametrize("message_id", [1, 255, 65535])
-def test_c_store_rq_is_pynetdicoms(instance: str, priority: int, message_id: int) -> None:
+def test_c_store_rq_is_pynetdicoms(instance: str, message_id: int) -> None:
     primitive = C_STORE()
     primitive.MessageID = message_id
     primitive.AffectedSOPClassUID = UID(CT)
     primitive.AffectedSOPInstanceUID = UID(instance)
-    primitive.Priority = priority
+    primitive.Priority = 0
     primitive.DataSet = io.BytesIO(b"data")
-    assert dimse.store_request(message_id, CT, instance, priority) == command_bytes(C_STORE_RQ(), primitive)
+    assert dimse.store_request(message_id, CT, instance) == command_bytes(C_STORE_RQ(), primitive)
 
 
 @pytest.mark.parametrize("instance", INSTANCES)

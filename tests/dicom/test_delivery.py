@@ -246,7 +246,7 @@ async def test_no_more_contexts_are_proposed_than_an_association_has(directory: 
             await keep(spool, f"1.2.{number}", sop_class=f"1.2.840.{number}")
         async with delivering(spool, release_seconds=1) as delivery:
             await until(lambda: delivery.delivered == 150)
-        assert len(peer.associations[0].contexts) == module.MAX_CONTEXTS == 128
+        assert len(peer.associations[0].contexts) == 128
         assert len(peer.associations) == 2
         assert peer.instances == uids(150)
 

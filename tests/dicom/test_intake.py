@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dicom.faults import OUT_OF_RESOURCES
+from dicom.dimse import Status
 from dicom.intake import Intake, Reception
 from dicom.negotiation import Rejection
 from dicom.screen import Rules
@@ -27,8 +27,6 @@ PEER = Peer(
     address="127.0.0.1",
     calling_ae_title="CT_1",
     called_ae_title="MEDFERRY",
-    implementation_class="1.2.3",
-    implementation_version="V",
     number=1,
 )
 
@@ -56,7 +54,7 @@ def request(obj: Made, **changes: str) -> StoreRequest:
         "sop_instance": obj.uid,
         **changes,
     }
-    return StoreRequest(peer=PEER, message_id=1, context_id=1, **fields)
+    return StoreRequest(peer=PEER, **fields)
 
 
 def begun(intake: Intake, obj: Made) -> Reception:
@@ -162,7 +160,7 @@ async def test_what_was_put_right_and_is_refused_then_is_in_quarantine(tmp_path:
 async def test_no_room_for_what_is_put_right(tmp_path: Path) -> None:
     obj = Made(uid="2.25.77", data=ODD + element(0x7FE00010, "OW", bytes(700_000)))
     async with intake_in(tmp_path, max_bytes=1 << 20) as intake:
-        assert await stored(intake, obj, step=1 << 20) == OUT_OF_RESOURCES
+        assert await stored(intake, obj, step=1 << 20) == Status.OUT_OF_RESOURCES
         assert files(tmp_path, "parts") == [] and intake.spool.stats().part_bytes == 0
 
 
@@ -170,7 +168,7 @@ async def test_a_full_spool_refuses_objects_and_associations_and_keeps_nothing(t
     async with intake_in(tmp_path, max_objects=1) as intake:
         assert intake.admit(PEER) is None
         assert await stored(intake, made(1)) == 0x0000
-        assert intake.begin(request(made(2))) == OUT_OF_RESOURCES
+        assert intake.begin(request(made(2))) == Status.OUT_OF_RESOURCES
         assert intake.admit(PEER) is Rejection.FULL
         assert intake.refused == {"full-objects": 2}
 
@@ -183,7 +181,7 @@ async def test_an_object_that_outgrows_the_spool(tmp_path: Path) -> None:
         with pytest.raises(StoreFailed) as failed:
             for _ in range(9):
                 reception.write([memoryview(bytes(100_000))])
-        assert failed.value.status == OUT_OF_RESOURCES
+        assert failed.value.status == Status.OUT_OF_RESOURCES
         reception.abandon()
         assert files(tmp_path, "parts") == []
         assert intake.refused == {"full-bytes": 1}
@@ -207,9 +205,9 @@ async def test_a_disk_that_fails_is_answered_as_out_of_resources(
     async with intake_in(tmp_path) as intake:
         monkeypatch.setattr(Spool, where, failing)
         if where == "begin":
-            assert intake.begin(request(bad)) == OUT_OF_RESOURCES
+            assert intake.begin(request(bad)) == Status.OUT_OF_RESOURCES
         else:
-            assert await stored(intake, bad) == OUT_OF_RESOURCES
+            assert await stored(intake, bad) == Status.OUT_OF_RESOURCES
         assert files(tmp_path, "parts") == [] == files(tmp_path, "quarantine")
 
 
@@ -217,7 +215,7 @@ async def test_a_full_quarantine_refuses_and_keeps_nothing(tmp_path: Path) -> No
     async with intake_in(tmp_path, max_quarantine_bytes=1 << 20) as intake:
         bad = Made(uid="2.25.77", data=made(1, 700_000).data[:-1])
         assert await stored(intake, bad, 1 << 20) & 0xF000 == 0xC000
-        assert await stored(intake, bad, 1 << 20) == OUT_OF_RESOURCES
+        assert await stored(intake, bad, 1 << 20) == Status.OUT_OF_RESOURCES
         assert len(files(tmp_path, "quarantine")) == 1 and files(tmp_path, "parts") == []
 
 

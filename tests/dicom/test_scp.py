@@ -61,7 +61,7 @@ async def test_an_object_arrives_as_it_was_sent() -> None:
         assert first.finished and not first.abandoned
         got = first.request
         assert (got.abstract_syntax, got.sop_class, got.transfer_syntax) == (CT, CT, EXPLICIT)
-        assert (got.message_id, got.context_id, got.sop_instance) == (5, 3, "2.25.1234567890")
+        assert got.sop_instance == "2.25.1234567890"
         assert (got.peer.address, got.peer.calling_ae_title) == ("127.0.0.1", "SENDER")
         assert str(got.peer) == "SENDER at 127.0.0.1 (association 1)"
         await caller.release()
@@ -441,6 +441,22 @@ async def test_drain_ends_in_time_whoever_does_not() -> None:
             await station.server.drain(0.05)
         assert await caller.closed() == abort(0, 0)
         assert station.archive.objects[0].abandoned
+
+
+async def test_an_association_is_aborted_once_however_its_connection_ends(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The drain's end meets connections that wait for their peers to close: their associations are over."""
+    async with serving() as station:
+        await station.associate()
+        released = await station.associate()
+        released.send(RELEASE_RQ)
+        await until(lambda: station.server.stats()["released"] == 1)
+        await station.server.drain(1)
+        stats = station.server.stats()
+    assert (stats["open"], stats["aborted"], stats["released"]) == (0, 1, 1)
+    told = [record for record in caplog.records if "aborted" in record.getMessage()]
+    assert len(told) == 1
 
 
 async def test_reprs_and_logs_tell_the_state_and_hold_no_object(caplog: pytest.LogCaptureFixture) -> None:

@@ -138,7 +138,12 @@ async def test_as_many_contexts_as_there_can_be() -> None:
 
 
 async def test_nobody_listens() -> None:
-    assert await failure(free_port()) == "unreachable"
+    port = free_port()
+    with pytest.raises(PeerError) as raised:
+        async with to(port):
+            pass
+    assert raised.value.reason == "unreachable"
+    assert str(raised.value) == f"PACS at 127.0.0.1:{port} cannot be reached: Connection refused"
 
 
 @pytest.mark.peer

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from relay.records import VideoFrame
-from rtc.packetize import NAL_SPS, h264_payloads, nal_units
+from rtc.depayload import NAL_SPS
+from rtc.packetize import h264_payloads, nal_units
 from tests.rtc.coded import coded_pictures, payloads, rtp, video_packets
 from tests.rtc.test_source import two_ports
 from tests.rtc.test_source_rtp import Rig

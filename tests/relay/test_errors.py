@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
+import socket
+import ssl
 
 import pytest
 
@@ -43,3 +46,18 @@ def test_the_drawing_is_the_tree() -> None:
 def test_what_an_error_carries(error: errors.MedferryError, text: str, fields: dict[str, object]) -> None:
     assert str(error) == text
     assert {name: getattr(error, name) for name in fields} == fields
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (OSError(errno.ECONNREFUSED, "Connect call failed ('127.0.0.1', 1)"), "Connection refused"),
+        (OSError(errno.ENOSPC, "No space left on device", "/x"), "No space left on device"),
+        (OSError("pics has no address"), "pics has no address"),
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "Name or service not known"),
+        (ssl.SSLError(1, "wrong version number"), "wrong version number"),
+        (TimeoutError(), "TimeoutError"),
+    ],
+)
+def test_a_systems_error_is_told_in_the_systems_words(error: OSError, text: str) -> None:
+    assert errors.os_reason(error) == text

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import subprocess
 import time
 from collections.abc import Iterator
 
 import pytest
+from aiohttp import web
 
+from dicom.scp import Policy, serve
 from relay.config import Listener
 from relay.errors import MedferryError
-from relay.listeners import in_netns, open_listener
+from relay.listeners import BACKLOG, in_netns, open_listener
+from relay.metrics import Metrics
+from relay.web import METRICS_LIMITS, WebServer
+from tests.dicom.callers import ANYONE, Acceptable, Archive
 from tests.fake_lane.kit import root
 from tests.peers import require
 
@@ -27,6 +33,29 @@ def opened() -> Iterator[list[socket.socket]]:
     yield sockets
     for sock in sockets:
         sock.close()
+
+
+def backlog(sock: socket.socket) -> int:
+    """Connections that may wait at a listening socket: tcp_info's ``sacked`` (net/ipv4/tcp.c)."""
+    found: int = struct.unpack_from("I", sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 64), 28)[0]
+    return found
+
+
+async def test_as_many_may_wait_for_whoever_serves(opened: list[socket.socket]) -> None:
+    """The event loop listens again on what it is given: that must not make the queue shorter."""
+    with open("/proc/sys/net/core/somaxconn") as limit:
+        most = min(BACKLOG, int(limit.read()))
+    for _ in range(2):
+        opened += open_listener(listener("127.0.0.1:0"), None)
+    assert [backlog(sock) for sock in opened] == [most] * 2
+    for sock in opened:
+        sock.setblocking(False)
+    scp = await serve([opened[0]], Archive(), Policy(ae_title="X", accept=ANYONE), Acceptable())
+    web_server = WebServer("metrics", web.Application(), METRICS_LIMITS, Metrics("studies", "source"))
+    await web_server.start([opened[1]])
+    assert [backlog(sock) for sock in opened] == [most] * 2
+    scp.close()
+    await web_server.stop()
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:0", "[::1]:0", "localhost:0"])

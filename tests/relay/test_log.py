@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
 import sys
 
 import pytest
@@ -66,7 +67,7 @@ def test_configure_replaces_what_was_there_and_quietens_libraries(
     style: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    handlers, level, hook = root.handlers[:], root.level, sys.excepthook
     try:
         configure(style, "info", lane="studies", side="source")
         configure(style, "info", lane="studies", side="source")
@@ -79,3 +80,36 @@ def test_configure_replaces_what_was_there_and_quietens_libraries(
     finally:
         root.handlers[:] = handlers
         root.setLevel(level)
+        sys.excepthook = hook
+
+
+ENDING = """
+import sys
+from relay.log import configure
+configure(sys.argv[1], "info", lane="studies", side="sink")
+def inner():
+    raise ExceptionGroup("tasks", [KeyError("ours")])
+inner()
+"""
+
+
+@pytest.mark.parametrize("style", FORMATS)
+def test_the_fault_that_ends_a_process_is_a_line_of_its_log(style: str) -> None:
+    done = subprocess.run([sys.executable, "-c", ENDING, style], capture_output=True, text=True)
+    assert done.returncode == 1
+    first, *rest = done.stderr.splitlines()
+    if style == "json":
+        line = json.loads(first)
+        assert rest == []
+        assert (line["level"], line["lane"], line["message"]) == ("critical", "studies", "ended by a fault")
+        assert "in inner" in line["trace"] and "KeyError" in line["trace"]
+    else:
+        assert first.endswith("critical studies.sink ended by a fault")
+        assert any("KeyError" in line for line in rest)
+
+
+def test_an_interrupt_is_no_fault() -> None:
+    script = ENDING.replace('ExceptionGroup("tasks", [KeyError("ours")])', "KeyboardInterrupt")
+    done = subprocess.run([sys.executable, "-c", script, "json"], capture_output=True, text=True)
+    assert "ended by a fault" not in done.stderr
+    assert done.returncode != 0

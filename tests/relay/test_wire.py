@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -24,8 +25,14 @@ def decoder(**changes: Any) -> wire.Decoder:
     return wire.Decoder(**{"lane": LANE, "key": KEY, **changes})
 
 
+def encoding(by: wire.Encoder, *records: r.Record, now: int = 5) -> Iterator[bytearray]:
+    """Fragments as they are made, each in memory of its own."""
+    for fragment in by.encode_into(memoryview(bytearray(wire.MAX_FRAGMENT)), records, lambda: now):
+        yield bytearray(fragment)
+
+
 def encode(*records: r.Record, by: wire.Encoder | None = None, now: int = 5) -> list[bytearray]:
-    return list((by or encoder()).encode(records, lambda: now))
+    return list(encoding(by or encoder(), *records, now=now))
 
 
 def decode(fragments: list[bytearray], by: wire.Decoder | None = None) -> list[r.Record]:
@@ -216,7 +223,7 @@ def test_a_sink_that_restarts_within_a_picture_begins_with_the_next() -> None:
 
 def test_a_source_that_gave_up_within_a_picture_does_no_harm() -> None:
     source = encoder()
-    abandoned = source.encode((picture(640, 480),), lambda: 0)
+    abandoned = encoding(source, picture(640, 480))
     begun = [next(abandoned), next(abandoned)]
     assert decode(begun + encode(end(1), picture(640, 480, seq=1), by=source)) == [
         end(1),

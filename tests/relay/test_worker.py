@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import fcntl
 import json
+import logging
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +18,9 @@ import pytest
 
 from relay.config import parse
 from relay.errors import MedferryError
-from relay.worker import Bootstrap, Reporter, _lock, _own_part
+from relay.metrics import Metrics
+from relay.web import METRICS_LIMITS
+from relay.worker import Bootstrap, Reporter, Side, _lock, _own_part, _serve_metrics
 from tests.relay.test_config import CONTRACT
 
 
@@ -74,6 +80,39 @@ def test_a_predecessor_that_is_just_ending_is_waited_for(tmp_path: Path) -> None
         assert predecessor.stdout.readline() == b"held\n"
         os.close(_lock(str(tmp_path)))
         assert predecessor.wait(5) == 0
+
+
+async def test_figures_are_served_within_limits(tmp_path: Path) -> None:
+    """Whoever holds connections to /metrics must not use up the descriptors of what the side is there for."""
+    listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+    listener.setblocking(False)
+    metrics = Metrics("studies", "sink")
+    side = Side(
+        relay_name="test",
+        lane=parse(CONTRACT).lanes[0],
+        epoch=1,
+        state=str(tmp_path),
+        sockets={"metrics": [listener]},
+        metrics=metrics,
+        log=logging.getLogger("medferry.test"),
+        draining=asyncio.Event(),
+        drain_seconds=1.0,
+    )
+    server = await _serve_metrics(side)
+    assert server is not None
+    address = listener.getsockname()
+    held = [await asyncio.open_connection(*address) for _ in range(METRICS_LIMITS.connections)]
+    refused, refused_writer = await asyncio.open_connection(*address)
+    async with asyncio.timeout(5):
+        with contextlib.suppress(ConnectionResetError):
+            assert await refused.read() == b""
+    reader, writer = held[0]
+    writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    async with asyncio.timeout(5):
+        assert b"medferry_http_connections_refused_total" in await reader.read()
+        for open_writer in [refused_writer, *(each for _, each in held)]:
+            open_writer.close()
+        await server.stop()
 
 
 @pytest.mark.parametrize("side", ["source", "sink"])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import math
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 from relay.errors import MedferryError
 from rtc.bench import Options, bench_rtp, bench_webrtc, direct_rtp
 from rtc.bench_ends import RtpReceiver, RtpSender
+from rtc.bench_peer import BenchPeer
 from rtc.bench_report import Report, Sighting, evaluate, lines, percentile, plot
 from rtc.camera import Camera, Size
 from rtc.settings import VideoCodec
@@ -185,6 +188,22 @@ async def test_an_endpoint_that_is_not_there() -> None:
     options = Options(source="http://127.0.0.1:9/whip/x", sink="http://127.0.0.1:9/whep/x", size=SMALL)
     with pytest.raises(MedferryError, match="is the relay running"):
         await bench_webrtc(options)
+
+
+async def test_an_endpoint_that_does_not_answer_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("rtc.bench_peer.CONNECT_SECONDS", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = "http://{}:{}/whip/x".format(*silent.getsockname())
+        peer = BenchPeer(url, None)
+        with pytest.raises(MedferryError, match=r"whip/x: no answer within 0.1 s"):
+            await peer.post("v=0")
+        peer._location = url
+        async with asyncio.timeout(5):
+            await peer.end()
+    assert peer.connection.connectionState == "closed"
+    assert "could not be told: " in caplog.text
 
 
 def test_a_report_is_a_value() -> None:

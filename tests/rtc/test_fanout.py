@@ -120,8 +120,8 @@ def deliver(hub: Hub, *records: Record) -> None:
         hub.deliver(Arrival(record, now_ns, now_ns))
 
 
-def stopped(epoch: int) -> StreamStopped:
-    return StreamStopped(stream="room", kind=StreamKind.VIDEO, epoch=epoch, reason=StopReason.ENDED, frames=1)
+def stopped(epoch: int, frames: int = 1, kind: StreamKind = StreamKind.VIDEO) -> StreamStopped:
+    return StreamStopped(stream="room", kind=kind, epoch=epoch, reason=StopReason.ENDED, frames=frames)
 
 
 def started(epoch: int) -> StreamStarted:
@@ -237,3 +237,25 @@ async def test_whoever_joins_a_still_stream_is_shown_its_picture(tmp_path: Path)
         assert stream.last is not None
         deliver(hub, stopped(1))
         assert stream.last is None
+
+
+async def test_frames_that_never_came_are_counted_when_their_stream_ends(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with a_hub(tmp_path) as hub:
+        viewer = FakeViewer(None)
+        sound_start = dataclasses.replace(started(1), kind=StreamKind.AUDIO, frame_rate_milli=0)
+        deliver(hub, started(1), sound_start, picture(0), tone(0), tone(1))
+        hub.subscribe(hub.streams["room"], H264, viewer)
+        deliver(hub, stopped(1, 4), stopped(1, 2, StreamKind.AUDIO))
+        assert hub.figures()["room"]["missing"] == 3
+        assert b"medferry_media_missing_total{" in hub.metrics.exposition()
+        told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert told == ["stream room: 3 of 4 video frames that side A sent never came"]
+        # Nothing is concluded where the beginning was not seen, nor of a run before.
+        deliver(hub, picture(0, epoch=2), stopped(2, 9))
+        deliver(hub, started(3), picture(0, epoch=3))
+        hub.heard_source(2)
+        deliver(hub, picture(0, epoch=1), stopped(1, 9))
+        deliver(hub, started(4), started(5), picture(0, epoch=5), stopped(5, 1))
+        assert hub.figures()["room"]["missing"] == 3

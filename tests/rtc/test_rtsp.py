@@ -18,7 +18,7 @@ from relay.records import StopReason
 from relay.worker import SourceSide
 from rtc import rtsp
 from rtc.budget import PixelBudget
-from rtc.decode_thread import DecodedSound
+from rtc.decode_thread import DecodedSound, Fault
 from rtc.publication import AUDIO_BYTES, Stage
 from rtc.rtsp import MAX_PARTS, PART_NS, PART_SECONDS, RtspPull, Trickle
 from rtc.settings import RtspSettings
@@ -164,3 +164,27 @@ async def test_a_fault_of_ours_is_not_taken_for_the_cameras(monkeypatch: pytest.
     with pytest.raises(KeyError, match="ours"):
         async with asyncio.timeout(WAIT_SECONDS):
             await pull.run()
+
+
+async def test_each_fault_is_told_in_words_also_before_there_is_a_stream(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    metrics = Metrics("camera", "source")
+    stage = Stage(
+        mailbox=Mailbox(),
+        metrics=metrics,
+        epoch=1,
+        max_streams=1,
+        max_frame_rate=60,
+        budget=PixelBudget(10**9, 60.0),
+    )
+    pull = RtspPull(stage, RtspSettings(url="rtsp://camera.example/x", stream="ward"))
+    pull.take(Fault("decode", "cannot be decoded: early"), 0.0)
+    pull.take(sound(1), 0.0)
+    pull.take(Fault("decode", "cannot be decoded: late"), 0.0)
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert told == ["stream ward: cannot be decoded: early", "stream ward: cannot be decoded: late"]
+    assert b'medferry_media_faults_total{lane="camera",reason="decode",side="source"} 2.0' in (
+        metrics.exposition()
+    )
+    pull._stop(StopReason.ENDED)

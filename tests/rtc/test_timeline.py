@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 
-from rtc.timeline import JUMP_NS, SECOND_NS, RtpClock, Timeline, ntp
+from rtc.clock import SECOND_NS
+from rtc.timeline import JUMP_NS, RtpClock, Timeline, ntp
 
 MS = 1_000_000
 STEP = 33_333_333

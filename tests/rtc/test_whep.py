@@ -110,7 +110,10 @@ async def test_a_viewer_sees_and_hears(tmp_path: Path) -> None:
         heard = [await asyncio.wait_for(watcher.tracks["audio"].recv(), 2) for _ in range(5)]
         assert heard[-1].sample_rate == 48_000
         figures = place.side.status()
-        assert figures["viewers"][0]["state"] == "connected"
+        viewer = figures["viewers"][0]
+        assert viewer["state"] == "connected"
+        for dropped in ("sound_dropped", "dropped_sends", "resends_refused", "malformed"):
+            assert viewer[dropped] == 0
         assert figures["streams"]["room"]["latency"]["total"]["p50_ms"] < 50
         async with aiohttp.ClientSession() as http, http.delete(place.url + watcher.location) as response:
             assert response.status == 200

@@ -96,6 +96,7 @@ async def test_a_publisher_is_seen_and_heard_until_it_deletes_its_session(tmp_pa
         await until(lambda: len(rig.outlet.pictures) > 5 and len(rig.outlet.sounds) > 5)
         assert {item.kind for item in rig.outlet.started} == {StreamKind.VIDEO, StreamKind.AUDIO}
         assert {(item.width, item.height) for item in rig.outlet.pictures} == {(640, 480)}
+        assert rig.transport["dropped_sends"] == 0
         status, _, _ = await rig.ask("DELETE", headers["Location"])
         assert status == 200
         await until(lambda: len(rig.outlet.stopped) == 2)
@@ -334,6 +335,31 @@ HALF_A_POST = b"\r\n".join(
         b"v=0",
     ]
 )
+
+
+BAD_BODIES = {
+    "gone": HALF_A_POST,
+    "no chunk": HALF_A_POST.replace(b"Content-Length: 900", b"Transfer-Encoding: chunked")[:-3]
+    + b"nonsense\r\n",
+    "no gzip": HALF_A_POST.replace(b": 900", b": 3\r\nContent-Encoding: gzip"),
+}
+
+
+@pytest.mark.parametrize("sent", BAD_BODIES.values(), ids=BAD_BODIES)
+async def test_a_body_that_breaks_off_or_is_no_http_leaves_no_trace(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, sent: bytes
+) -> None:
+    async with Rig(tmp_path, {"addresses": ["127.0.0.1"]}) as rig:
+        reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+        writer.write(sent)
+        if sent is HALF_A_POST:
+            writer.close()
+        else:
+            async with asyncio.timeout(5):
+                assert b" 400 " in (await reader.read()).splitlines()[0]
+            writer.close()
+        assert (await rig.ask("GET", "/whip/room"))[0] == 204
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 async def test_a_key_of_another_certificate_is_said_in_words(tmp_path: Path) -> None:
