@@ -24,6 +24,7 @@ from tests.relay.spool_kit import (
     scratch,
     sha256,
     stored,
+    written,
 )
 
 pytestmark = pytest.mark.asyncio
@@ -149,6 +150,7 @@ async def test_a_removed_object_whose_file_stayed_is_not_delivered_again(directo
 
 async def test_abandoned_parts_are_removed_where_they_were_never_acknowledged(directory: str) -> None:
     async with opened(directory) as spool:
+        await written(spool)  # by then there are spares
         begun(spool)
     spares = os.path.join(directory, "spares")
     assert sum(os.stat(os.path.join(spares, name)).st_size > 0 for name in os.listdir(spares)) == 1
