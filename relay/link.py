@@ -72,4 +72,5 @@ class Inlet(Protocol):
 
     @property
     def silent(self) -> bool:
-        """Whether nothing at all came for `SILENCE_SECONDS`."""
+        """Whether nothing at all came for `SILENCE_SECONDS` while `pump` was listening: time in which a
+        delivery waits (a full spool) does not count, since nothing is read then."""

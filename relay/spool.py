@@ -170,7 +170,7 @@ class Spool:
                 self.recovered = recovery.run(rebuilt=rebuilt, unconfigured=unconfigured)
                 self._parts.resumable = recovery.parts
                 self._seq = index.last_seq()
-                figures = Recorded([], index.totals(), 0, 0)
+                figures = Recorded([], index.totals(), 0)
                 undo.pop_all()
             return index
 

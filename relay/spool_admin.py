@@ -11,14 +11,14 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 from relay.errors import SpoolError
-from relay.spool_schema import BUSY_SECONDS, ENTRY_COLUMNS, SCHEMA_VERSION, connect, entry_of
+from relay.spool_schema import ENTRY_COLUMNS, SCHEMA_VERSION, connect, entry_of
 from relay.spool_types import DeliveryState, Entry, Status
 
 MIN_ID_DIGITS = 4
@@ -60,31 +60,18 @@ class Quarantined:
     """Released by an operator: the worker takes it in when it runs next, or says in `detail` why not."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Summary:
-    """Totals of a spool: deliveries by destination and state, and the quarantine."""
-
-    objects: int
-    bytes: int
-    deliveries: Mapping[str, Mapping[DeliveryState, int]]
-    quarantined_objects: int
-    quarantined_bytes: int
-
-
 class SpoolAdmin:
     """A spool's index opened by another process. A context manager; blocking calls, of some milliseconds."""
 
-    def __init__(self, directory: str, *, busy_seconds: float = BUSY_SECONDS) -> None:
-        """Open the index of the spool in `directory`, waiting up to `busy_seconds` for a lock at each call.
+    def __init__(self, directory: str) -> None:
+        """Open the index of the spool in `directory`. Each call waits up to `BUSY_SECONDS` for a lock.
 
         Raises:
             SpoolError: There is no spool, or its index cannot be used.
         """
         self._directory = directory
         try:
-            self._database = connect(
-                os.path.join(directory, "index.db"), create=False, busy_seconds=busy_seconds
-            )
+            self._database = connect(os.path.join(directory, "index.db"), create=False)
         except sqlite3.Error as error:
             raise SpoolError(f"there is no spool that can be read in {directory}: {error}") from error
         try:
@@ -120,44 +107,25 @@ class SpoolAdmin:
         """Let go of the index."""
         self._database.close()
 
-    def summary(self) -> Summary:
-        """Totals; no list is walked."""
-        with self._mapped() as database:
-            totals = {name: (n, size) for name, n, size in database.execute("SELECT * FROM totals")}
-            deliveries: dict[str, dict[DeliveryState, int]] = {}
-            for name, state, count in database.execute(
-                "SELECT name, state, deliveries FROM counts JOIN destinations ON number = destination"
-            ):
-                deliveries.setdefault(name, {})[DeliveryState(state)] = count
-        held = (totals["undelivered"], totals["retained"])
-        return Summary(
-            objects=sum(objects for objects, _ in held),
-            bytes=sum(size for _, size in held),
-            deliveries=deliveries,
-            quarantined_objects=totals["quarantined"][0],
-            quarantined_bytes=totals["quarantined"][1],
-        )
-
     def ls(
         self,
         *,
         state: DeliveryState | None = None,
         destination: str | None = None,
         limit: int = 100,
-        after: int = -1,
     ) -> Sequence[Listed]:
         """Objects in the order they came, those with a delivery of `state` to `destination` where given.
 
-        At most `limit`, with `Entry.seq` above `after`, for paging.
+        At most `limit`.
         """
-        query = f"SELECT {ENTRY_COLUMNS} FROM objects o WHERE o.seq > :after"
+        query = f"SELECT {ENTRY_COLUMNS} FROM objects o"
         if state is not None or destination is not None:
             query += (
-                " AND EXISTS (SELECT 1 FROM deliveries d JOIN destinations n ON n.number = d.destination"
+                " WHERE EXISTS (SELECT 1 FROM deliveries d JOIN destinations n ON n.number = d.destination"
                 " WHERE d.seq = o.seq AND d.state = coalesce(:state, d.state)"
                 " AND n.name = coalesce(:destination, n.name))"
             )
-        values = {"after": after, "state": state, "destination": destination, "limit": limit}
+        values = {"state": state, "destination": destination, "limit": limit}
         with self._mapped() as database:
             rows = database.execute(f"{query} ORDER BY o.seq LIMIT :limit", values).fetchall()
             return [self._listed(row) for row in rows]
@@ -249,10 +217,10 @@ class SpoolAdmin:
         seq = self.show(id).entry.seq
         return self._move(seq, destination, (DeliveryState.PARKED,), DeliveryState.DONE)
 
-    def quarantine_ls(self, *, limit: int = 100, after: str = "") -> Sequence[Quarantined]:
-        """Refused objects by id, at most `limit`, with ids above `after`."""
+    def quarantine_ls(self, *, limit: int = 100) -> Sequence[Quarantined]:
+        """Refused objects by id, at most `limit`."""
         with self._mapped() as database:
-            rows = database.execute(f"{_QUARANTINED} WHERE id > ? ORDER BY id LIMIT ?", (after, limit))
+            rows = database.execute(f"{_QUARANTINED} ORDER BY id LIMIT ?", (limit,))
             return [_quarantined(row) for row in rows]
 
     def quarantine_show(self, id: str) -> Quarantined:

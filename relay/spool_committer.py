@@ -25,7 +25,7 @@ from typing import Any
 from relay.errors import SpoolError, SpoolFull
 from relay.spool_files import Directory, discard, spool_error
 from relay.spool_inbox import Inbox
-from relay.spool_index import Admitted, Index, Mark, Row, Totals
+from relay.spool_index import Index, Mark, Row, Totals
 from relay.spool_journal import Journal
 from relay.spool_spares import Spares
 from relay.spool_syncer import Intake, Syncer, make_durable
@@ -110,7 +110,6 @@ class Recorded:
     rows: list[Row]
     totals: Totals
     evicted: int
-    quarantine_dropped: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -409,15 +408,13 @@ class Committer:
     def _report(self, index: Index, rows: list[Row]) -> None:
         """Remove what presses on a bound, one batch of it, and tell the loop how things stand."""
         totals = index.totals()
-        evicted = dropped = 0
+        evicted = 0
         if totals.retained[0] and self._presses(totals):
             evicted = self.remove(index, float("inf"))
-        if self._limits.quarantine_drops_oldest:
-            dropped = self._drop_oldest_quarantined(index, totals)
-        if evicted or dropped:
+        if evicted:
             totals = index.totals()
             self._poll_at = 0.0
-        self._news(Recorded(rows, totals, evicted, dropped))
+        self._news(Recorded(rows, totals, evicted))
 
     # ---- removing ----------------------------------------------------------------------------------------
 
@@ -437,16 +434,3 @@ class Committer:
             self._spares.recycle(self._directory.object_name(id, sha256), self._directory.objects)
         self._free_disk = self._directory.free_bytes()
         return len(gone)
-
-    def _drop_oldest_quarantined(self, index: Index, totals: Totals) -> int:
-        """Remove what is in quarantine longest until the rest is within its bounds."""
-        objects, size = totals.quarantined
-        dropped = 0
-        while objects > self._limits.max_quarantine_objects or size > self._limits.max_quarantine_bytes:
-            oldest = index.oldest_quarantined()
-            if oldest is None:
-                break
-            index.record([Admitted(oldest[0])])
-            discard(oldest[1], self._directory.quarantine)
-            objects, size, dropped = objects - 1, size - oldest[2], dropped + 1
-        return dropped

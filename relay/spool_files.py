@@ -1,6 +1,7 @@
 """The spool's directory: its four folders by descriptor, its names, and what an OSError means to it.
 
-    spares/<n>   parts/<id>   objects/<id>.<sha256><suffix>   quarantine/<id>.<reason><suffix>   index.db
+    spares/<n>   parts/<id>   objects/<id>.<sha256><suffix>   quarantine/<id>.<reason><suffix>
+    journal      index.db
 
 Paths are never resolved: a worker may reach the directory only through ``.`` or an inherited descriptor.
 

@@ -367,13 +367,6 @@ class Index:
             "SELECT id, name FROM quarantine WHERE released >= ? ORDER BY quarantined_at", (released,)
         ).fetchall()
 
-    def oldest_quarantined(self) -> tuple[str, str, int] | None:
-        """Id, file name and size of what is in quarantine longest."""
-        row: tuple[str, str, int] | None = self._database.execute(
-            "SELECT id, name, size FROM quarantine ORDER BY quarantined_at LIMIT 1"
-        ).fetchone()
-        return row
-
     def refuse_release(self, id: str, why: str) -> None:
         """Say why an object that an operator released stays in quarantine."""
         with self._transaction() as database:

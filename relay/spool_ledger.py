@@ -34,7 +34,6 @@ class Ledger:
         self._pending: Counter[tuple[str, DeliveryState]] = Counter()
         self._quarantined = [0, 0]
         self._evicted = 0
-        self._quarantine_dropped = 0
 
     def has(self, id: str) -> bool:
         """Whether an object in custody, or one that is not kept, has no row yet."""
@@ -82,7 +81,6 @@ class Ledger:
         self._totals = news.totals
         self._room.recorded_objects, self._room.recorded_bytes = news.totals.undelivered
         self._evicted += news.evicted
-        self._quarantine_dropped += news.quarantine_dropped
 
     def check_quarantine(self, size: int) -> None:
         """Raise SpoolFull ``quarantine`` if a refused file of `size` bytes has no place."""
@@ -90,7 +88,7 @@ class Ledger:
         objects = self._totals.quarantined[0] + self._quarantined[0]
         held = self._totals.quarantined[1] + self._quarantined[1]
         fits = objects < limits.max_quarantine_objects and held + size <= limits.max_quarantine_bytes
-        if size > limits.max_quarantine_bytes or not (fits or limits.quarantine_drops_oldest):
+        if not fits:
             self._room.refused["quarantine"] += 1
             raise SpoolFull("quarantine", f"{objects} objects are in quarantine: release or drop some")
 
@@ -114,6 +112,5 @@ class Ledger:
             quarantined_objects=totals.quarantined[0] + self._quarantined[0],
             quarantined_bytes=totals.quarantined[1] + self._quarantined[1],
             evicted=self._evicted,
-            quarantine_dropped=self._quarantine_dropped,
             refused=dict(room.refused),
         )

@@ -132,12 +132,12 @@ ENTRY_COLUMNS = (
 """What `entry_of` reads, of a query that names `objects` as ``o``."""
 
 
-def connect(path: str, *, create: bool, busy_seconds: float = BUSY_SECONDS) -> sqlite3.Connection:
+def connect(path: str, *, create: bool) -> sqlite3.Connection:
     """Open an index at `path` in autocommit mode, WAL and FULL; `create` makes one that is not there."""
     mode = "rwc" if create else "rw"
     quoted = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
     database = sqlite3.connect(
-        f"file:{quoted}?mode={mode}", uri=True, timeout=busy_seconds, isolation_level=None
+        f"file:{quoted}?mode={mode}", uri=True, timeout=BUSY_SECONDS, isolation_level=None
     )
     try:
         database.execute("PRAGMA journal_mode = WAL")

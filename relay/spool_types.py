@@ -92,8 +92,6 @@ class SpoolLimits:
     """Ids and hashes remembered of objects already removed, for duplicates; about 200 bytes each, on disk."""
     max_quarantine_bytes: int = 4 * 2**30
     max_quarantine_objects: int = 10_000
-    quarantine_drops_oldest: bool = False
-    """A full quarantine drops its oldest object for a new one, instead of refusing the new one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,8 +116,6 @@ class SpoolStats:
     quarantined_bytes: int
     evicted: int
     """Delivered objects removed before their retention was over, since the spool was opened."""
-    quarantine_dropped: int
-    """Quarantined objects dropped for newer ones, since the spool was opened."""
     refused: Mapping[str, int]
     """Refusals since the spool was opened, by the name of the bound."""
 

@@ -163,6 +163,8 @@ class ValveInlet:
         self._socket = sock
         self.decoder = decoder
         self._heard = time.monotonic()
+        self._delivering = False
+        """Whether a delivery is waited for: until it is over nothing is read, and nothing can be heard."""
         self._log_again_at = 0.0
         self._taken = bytearray(1)
         self._hangup = select.poll()
@@ -178,8 +180,8 @@ class ValveInlet:
 
     @property
     def silent(self) -> bool:
-        """Whether nothing at all came for `SILENCE_SECONDS`."""
-        return time.monotonic() - self._heard > SILENCE_SECONDS
+        """Whether nothing at all came for `SILENCE_SECONDS` while this end was listening."""
+        return not self._delivering and time.monotonic() - self._heard > SILENCE_SECONDS
 
     async def pump(self, deliver: Deliver) -> None:
         """See `link.Inlet.pump`."""
@@ -197,11 +199,16 @@ class ValveInlet:
                 loop.remove_reader(self._socket.fileno())
             if unfinished is None:
                 return
-            await unfinished.waiting
-            for arrival in unfinished.rest:
-                further = deliver(arrival)
-                if further is not None:
-                    await further
+            self._delivering = True
+            try:
+                await unfinished.waiting
+                for arrival in unfinished.rest:
+                    further = deliver(arrival)
+                    if further is not None:
+                        await further
+            finally:
+                self._delivering = False
+                self._heard = time.monotonic()
             self._socket.recv_into(self._taken)
 
     def _readable(self, deliver: Deliver, turn: asyncio.Future[_Unfinished | None]) -> None:

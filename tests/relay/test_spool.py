@@ -396,24 +396,18 @@ async def test_retention_keeps_what_is_young_and_what_is_not_delivered(directory
         assert spool.stats().evicted == 0
 
 
-@pytest.mark.parametrize("drops_oldest", [False, True])
-async def test_the_quarantine_is_bounded(directory: str, drops_oldest: bool) -> None:
-    limits = replace(LIMITS, max_quarantine_objects=2, quarantine_drops_oldest=drops_oldest)
+async def test_the_quarantine_is_bounded(directory: str) -> None:
+    limits = replace(LIMITS, max_quarantine_objects=2)
     async with opened(directory, limits) as spool:
         for _ in range(2):
             spool.quarantine(begun(spool), "bad")
             await written(spool)
         part = begun(spool)
-        if drops_oldest:
+        with pytest.raises(SpoolFull) as full:
             spool.quarantine(part, "bad")
-            await written(spool)
-        else:
-            with pytest.raises(SpoolFull) as full:
-                spool.quarantine(part, "bad")
-            assert full.value.bound == "quarantine"
-            part.abandon()
+        assert full.value.bound == "quarantine"
+        part.abandon()
         assert spool.stats().quarantined_objects == 2
-        assert spool.stats().quarantine_dropped == drops_oldest
         assert len(names(directory, "quarantine")) == 2
 
 

@@ -48,9 +48,7 @@ async def test_listing(directory: str) -> None:
         await written(spool)
         with SpoolAdmin(directory) as admin:
             assert [listed.entry.id for listed in admin.ls()] == [entry.id for entry in entries]
-            assert [listed.entry.id for listed in admin.ls(limit=2, after=entries[1].seq)] == [
-                entry.id for entry in entries[2:4]
-            ]
+            assert [listed.entry.id for listed in admin.ls(limit=2)] == [entry.id for entry in entries[:2]]
             assert len(admin.ls(state=DeliveryState.DONE)) == 2
             assert len(admin.ls(state=DeliveryState.WAITING, destination="pacs")) == 3
             (parked,) = admin.ls(state=DeliveryState.PARKED)
@@ -59,8 +57,6 @@ async def test_listing(directory: str) -> None:
                 ("ris", 0xA900, 1),
             ]
             assert admin.show(entries[0].id[:12]).entry.id == entries[0].id
-            summary = admin.summary()
-            assert (summary.objects, summary.deliveries["ris"][DeliveryState.PARKED]) == (5, 1)
 
 
 @pytest.mark.parametrize("id", ["ab", "", "zzzzzz", "0" * 32, "%", "' OR 1=1 --"])
@@ -183,7 +179,6 @@ async def test_dropping_removes_row_and_file(directory: str) -> None:
         with SpoolAdmin(directory) as admin:
             admin.drop_quarantined(part.id)
             assert admin.quarantine_ls() == []
-            assert admin.summary().quarantined_objects == 0
         assert names(directory, "quarantine") == []
 
 

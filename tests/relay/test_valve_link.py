@@ -7,7 +7,7 @@ import errno
 import os
 import select
 import socket
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 
 import pytest
 
@@ -236,6 +236,40 @@ async def test_silence_is_noticed_and_ends_with_the_next_fragment(
     await outlet(pairs.source_end).send(end(1))
     await received.enough.wait()
     assert not sink.silent
+    pump.cancel()
+
+
+async def test_a_sink_that_has_no_room_is_not_a_silent_link(
+    pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a delivery waits nothing is read, so nothing is known of what comes."""
+    clock = [1000.0]
+    monkeypatch.setattr("relay.valve_link.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("relay.valve_link.time.monotonic_ns", lambda: int(clock[0] * 1e9))
+    sink = inlet(pairs.valve_in)
+    begun, gate, over = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def full() -> None:
+        begun.set()
+        await gate.wait()
+
+    def deliver(arrival: Arrival) -> Awaitable[None] | None:
+        if arrival.record == end(1):
+            return full()
+        over.set()
+        return None
+
+    pump = asyncio.create_task(sink.pump(deliver))
+    await outlet(pairs.source_end).send(end(1), end(2))
+    await begun.wait()
+    clock[0] += 10 * SILENCE_SECONDS
+    assert not sink.silent
+    gate.set()
+    await over.wait()
+    await asyncio.sleep(0)
+    assert not sink.silent, "it is heard anew from here on"
+    clock[0] += SILENCE_SECONDS + 0.1
+    assert sink.silent
     pump.cancel()
 
 
