@@ -1,4 +1,4 @@
-"""A bounded walk over an encoded data set: is its structure true, and where are its pixels?
+"""A bounded walk over an encoded data set: is its structure true, and what is it called?
 
 The walk reads headers only and skips each value by its length, so its cost is that of the number of
 elements, not of bytes; `data` may map a file of many gigabytes. It does not recurse: nesting is a list.
@@ -52,12 +52,9 @@ FILE_META_END = 0x0002FFFF
 
 SOP_CLASS = 0x00080016
 SOP_INSTANCE = 0x00080018
-FLOAT_PIXELS = 0x7FE00008
-DOUBLE_PIXELS = 0x7FE00009
 PIXELS = 0x7FE00010
 
-PIXEL_VALUES = (FLOAT_PIXELS, DOUBLE_PIXELS, PIXELS)
-WATCHED = (FILE_META, SOP_CLASS, SOP_INSTANCE, *PIXEL_VALUES)
+WATCHED = (FILE_META, SOP_CLASS, SOP_INSTANCE, PIXELS)
 """Top-level tags at which the walk looks up, ascending."""
 
 SEQUENCE = -1
@@ -140,18 +137,12 @@ DEFAULT_LIMITS = WalkLimits()
 class Outline:
     """What a walk found out about a data set.
 
-    `elements` counts elements and items, `depth` the sequences within sequences. `pixels` has the byte
-    range [start, end) of each top-level Pixel Data value (Float, Double Float or plain), in the walked
-    bytes; an encapsulated one from its offset table's item to its delimiter inclusive. `edits`, ascending,
-    are what `rebuilt` changes.
+    `edits`, ascending, are what `rebuilt` changes.
     """
 
     sop_class: str
     sop_instance: str
     transfer_syntax: str
-    elements: int
-    depth: int
-    pixels: tuple[tuple[int, int], ...]
     edits: tuple[Edit, ...] = ()
 
 
@@ -251,9 +242,9 @@ def walk(data: memoryview, transfer_syntax: str, limits: WalkLimits = DEFAULT_LI
     last, watch = COMMANDS, FILE_META  # the next tag is above `last`; from `watch` on it needs a look
 
     noted: dict[int, int] = {}
-    capsule: tuple[int, int] | None = None
+    in_fragments = False
     edits: list[Edit] = []
-    pos = count = deepest = 0
+    pos = count = 0
     check_at = min(CHECK_EVERY, limits.max_elements + 1)
 
     while True:
@@ -352,7 +343,7 @@ def walk(data: memoryview, transfer_syntax: str, limits: WalkLimits = DEFAULT_LI
                     raise _refused(Reason.PIXELS, "the transfer syntax has no fragments", tag, pos)
                 pos = _fragments(data, value, end, big, limits, began)
                 if not stack:
-                    capsule = (value, pos)
+                    in_fragments = True
                 continue
             into_implicit = not implicit and vr == b"UN"
             if mask != SEQUENCE and not into_implicit and (not implicit or tag in IMPLICIT_MASKS):
@@ -377,7 +368,6 @@ def walk(data: memoryview, transfer_syntax: str, limits: WalkLimits = DEFAULT_LI
         depth = len(stack) // 2 + 1
         if depth > limits.max_depth:
             raise _refused(Reason.DEPTH, f"sequences are nested over {limits.max_depth} deep", tag, pos)
-        deepest = max(deepest, depth)
         stack.append((False, end, open_, last, watch, implicit, big, length_at, grown))
         in_items, open_, grown = True, length == UNDEFINED, 0
         length_at = 0 if open_ else value - 4
@@ -387,18 +377,12 @@ def walk(data: memoryview, transfer_syntax: str, limits: WalkLimits = DEFAULT_LI
             implicit, big, header = True, False, _HEADER[False]
         pos = value
 
-    if encoding.encapsulated and PIXELS in noted and capsule is None:
+    if encoding.encapsulated and PIXELS in noted and not in_fragments:
         raise _refused(Reason.PIXELS, "the transfer syntax needs fragments", PIXELS, noted[PIXELS])
-    pixels = [_value(data, noted[tag], implicit, big) for tag in PIXEL_VALUES if tag in noted]
-    if capsule is not None:
-        pixels[-1] = capsule
     return Outline(
         sop_class=_uid(data, SOP_CLASS, noted.get(SOP_CLASS), implicit, big),
         sop_instance=_uid(data, SOP_INSTANCE, noted.get(SOP_INSTANCE), implicit, big),
         transfer_syntax=transfer_syntax,
-        elements=count,
-        depth=deepest,
-        pixels=tuple(pixels),
         edits=tuple(sorted(edits)),
     )
 

@@ -9,6 +9,7 @@ import struct
 import tempfile
 import warnings
 import zlib
+from bisect import bisect_left
 from typing import BinaryIO
 
 import pydicom
@@ -17,9 +18,10 @@ from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import _read_file_meta_info, read_preamble
 
+from dicom.faults import Reason, Refused
 from dicom.part10 import header
 from dicom.syntaxes import encoding_of
-from dicom.walk import LONG_MASKS
+from dicom.walk import LONG_MASKS, WalkLimits, walk
 
 IMPLICIT = "1.2.840.10008.1.2"
 EXPLICIT = "1.2.840.10008.1.2.1"
@@ -141,3 +143,20 @@ def read_back(data: bytes, syntax: str) -> Dataset:
     """What pydicom makes of a data set's bytes (inflated ones, for a deflated syntax)."""
     plain = EXPLICIT if encoding_of(syntax).deflated else syntax
     return pydicom.dcmread(io.BytesIO(header(CT, INSTANCE, plain) + data))
+
+
+def measured(data: bytes, syntax: str = EXPLICIT) -> tuple[int, int]:
+    """Depth of sequences, and elements with items, of a sound data set: the least limits that let it pass."""
+
+    def passes(reason: Reason, **limits: int) -> bool:
+        try:
+            with memoryview(data) as view:
+                walk(view, syntax, WalkLimits(**limits))  # type: ignore[arg-type]
+        except Refused as refused:
+            assert refused.reason == reason
+            return False
+        return True
+
+    most = range(len(data) + 1)
+    depth = bisect_left(most, True, key=lambda limit: passes(Reason.DEPTH, max_depth=limit))
+    return depth, bisect_left(most, True, key=lambda limit: passes(Reason.ELEMENTS, max_elements=limit))

@@ -31,9 +31,7 @@ MR = "1.2.840.10008.5.1.4.1.1.4"
 FIND = "1.2.840.10008.5.1.4.1.2.1.1"
 
 STORE = Store(sop_class=CT, sop_instance=INSTANCE, abstract_syntax=CT, transfer_syntax=EXPLICIT)
-OUTLINE = Outline(
-    sop_class=CT, sop_instance=INSTANCE, transfer_syntax=EXPLICIT, elements=2, depth=0, pixels=()
-)
+OUTLINE = Outline(sop_class=CT, sop_instance=INSTANCE, transfer_syntax=EXPLICIT)
 
 
 def test_every_storage_class_of_pynetdicom_passes() -> None:
