@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import os
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,6 +136,21 @@ async def test_a_sink_that_dies_goes_on_where_it_was(directory: str, taken: int)
         assert parts_in(directory) == []
     async with side_b(directory) as side:
         assert (await side.spool.feed("pacs").next()).sha256 == obj.sha256
+
+
+@pytest.mark.parametrize("kept", [1, 4096, 9_999])
+async def test_a_sink_that_dies_within_a_write_goes_on_where_it_was(directory: str, kept: int) -> None:
+    """SIGKILL ends a long write(2) between two pages; the link has the whole again."""
+    obj = made(1, 40_000)
+    start, first, second, *rest = records(obj, step=10_000)
+    async with side_b(directory) as side:
+        await side.deliver(start, first)
+        whole = (Path(directory) / "spool" / "parts" / id_of(1)).stat().st_size
+        await side.deliver(second)
+    os.truncate(Path(directory) / "spool" / "parts" / id_of(1), whole + kept)
+    async with side_b(directory) as side:
+        await side.deliver(second, *rest)
+        assert side.waiting() == [(obj.uid, obj.sha256)]
 
 
 async def test_what_began_before_the_restart_is_described_by_its_file(directory: str) -> None:
