@@ -68,6 +68,12 @@ FORGET_SECONDS = 10.0
 EVICT_BATCH = 64
 """Delivered objects removed at once, some milliseconds, for those that wait for an fsync meanwhile."""
 
+MAX_DROPPED_TOLD = 1000
+"""Deliveries to each destination, given up by operators, logged at one look; the rest at the next."""
+
+IDS_PER_LINE = 100
+"""Of objects named in one line of the log: 3 KiB."""
+
 DISK_MARGIN = 256 * 2**20
 """Bytes above `min_free_disk_bytes` at which delivered objects are removed, before anything is refused."""
 
@@ -132,6 +138,20 @@ def _due(item: Intake | Row | Job) -> float:
     if type(item) is Job or (type(item) is Intake and item.committing):
         return 0.0
     return time.monotonic() + min(MAX_SEAL_DELAY_SECONDS, MAX_ROW_DELAY_SECONDS)
+
+
+def _tell_dropped(index: Index) -> None:
+    """Log every object that an operator gave up: nothing leaves custody undelivered without a trace."""
+    for destination, dropped in index.dropped(MAX_DROPPED_TOLD).items():
+        for first in range(0, len(dropped), IDS_PER_LINE):
+            ids = [id for _, id in dropped[first : first + IDS_PER_LINE]]
+            log.warning(
+                "an operator dropped %d objects, not delivered to %s: %s",
+                len(ids),
+                destination,
+                " ".join(ids),
+            )
+        index.told(destination, [seq for seq, _ in dropped])
 
 
 class Committer:
@@ -402,6 +422,7 @@ class Committer:
             index.park_unserved()
             index.seen = changes
             self._news(Changed())
+        _tell_dropped(index)
         self._report(index, [])
 
     def _report(self, index: Index, rows: list[Row]) -> None:
