@@ -25,7 +25,7 @@ from typing import Any
 from relay.errors import SpoolError, SpoolFull
 from relay.spool_files import Directory, discard, spool_error
 from relay.spool_inbox import Inbox
-from relay.spool_index import Index, Mark, Row, Totals
+from relay.spool_index import Index, Mark, Row, Totals, index_error
 from relay.spool_journal import Journal
 from relay.spool_spares import Spares
 from relay.spool_syncer import Intake, Syncer, make_durable
@@ -216,9 +216,9 @@ class Committer:
         except SpoolError as known:
             error = known
         except OSError as failed:
-            error = spool_error(failed, "the spool's directory")
+            error = spool_error(failed, f"the spool's directory {self._directory.path}")
         except sqlite3.Error as failed:
-            error = SpoolError(f"the spool's index failed: {failed}")
+            error = index_error(failed, self._directory.index_path, self._directory.free_bytes())
         finally:
             self._news(Ended(error))
 

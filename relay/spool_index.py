@@ -23,6 +23,9 @@ from relay.spool_types import DeliveryState, Entry, Facts, Status
 
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
+INDEX_BYTES = 1 << 20
+"""Of free disk, below which a file of SQLite's that cannot be opened or extended is taken for a full disk."""
+
 _INSERT_OBJECT = f"INSERT INTO objects VALUES ({', '.join('?' * 15)})"
 _INSERT_DELIVERY = "INSERT INTO deliveries (seq, destination, state, updated_at) VALUES (?, ?, 0, ?)"
 _SETTLE = (
@@ -403,6 +406,18 @@ class Index:
     def foreign_changes(self) -> int:
         """A number that changes when another connection has changed the index."""
         return int(self._one("PRAGMA data_version")[0])
+
+
+def index_error(error: sqlite3.Error, path: str, free_bytes: int) -> SpoolError:
+    """The spool's own error for one of SQLite at the index `path`, on a disk with so much free.
+
+    On a full disk some of SQLite's files cannot even be opened, which it calls an I/O error.
+    """
+    code = getattr(error, "sqlite_errorcode", None) or 0
+    no_room = code & 0xFF in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and free_bytes < INDEX_BYTES
+    if code == sqlite3.SQLITE_FULL or no_room:
+        return SpoolError(f"the spool's index {path}: the disk is full: free space on its file system")
+    return SpoolError(f"the spool's index {path} failed: {error}")
 
 
 def open_index(path: str) -> Index:
