@@ -461,6 +461,11 @@ class Spool:
         """The fill, at no cost."""
         return self._ledger.stats()
 
+    @property
+    def full(self) -> str | None:
+        """The bound that leaves no place for a new object now, as in `SpoolFull`; None if there is room."""
+        return self._room.full
+
     async def sweep(self) -> int:
         """Remove delivered objects whose retention is over, oldest first; returns how many. Call each minute.
 
