@@ -65,6 +65,9 @@ async def run(side: SinkSide) -> None:
         # The link has ended: deliver what waits, as far as destinations are there.
         drained = asyncio.gather(*(item.idle() for item in deliveries))
         await within(side.drain_seconds, drained)
+        waiting = sum(spool.stats().waiting.values())
+        if waiting:
+            side.log.info("the drain is over: %d deliveries go on at the next start", waiting)
         for task in running:
             task.cancel()
     await spool.close()

@@ -105,6 +105,9 @@ async def run(side: SourceSide) -> None:
         await side.draining.wait()
         await server.drain(side.drain_seconds * DRAIN_SHARE)
         await within(side.drain_seconds * (1 - DRAIN_SHARE), forwarder.idle())
+        waiting = spool.stats().waiting[LINK]
+        if waiting:
+            side.log.info("the drain is over: %d objects cross at the next start", waiting)
         for task in running:
             task.cancel()
     await spool.close()

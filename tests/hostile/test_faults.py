@@ -346,5 +346,6 @@ def test_a_drain_with_a_destination_away_still_ends_in_time(tmp_path: Path) -> N
         relay.process.send_signal(signal.SIGTERM)
         assert relay.process.wait(15) == 0
         assert time.monotonic() - before < 5 + 1
+        assert "the drain is over: 3 deliveries go on at the next start" in relay.log
     with Archive(port=pacs_port) as pacs, running(config, tmp_path):
         pacs.wait([each.uid for each in objects], 10)
