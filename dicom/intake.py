@@ -29,6 +29,18 @@ from relay.errors import SpoolError, SpoolFull
 from relay.metrics import Metrics
 from relay.spool import Facts, Part, Spool
 
+TURNED_AWAY_SECONDS = 60.0
+"""How long a refusal is complained about, should nothing be stored meanwhile: senders come back by then."""
+
+_ADVICE = {
+    "full-objects": "the spool is full (objects); see why they do not go on",
+    "full-bytes": "the spool is full (bytes); see why objects do not go on",
+    "full-disk": "the spool is full (disk); free space on its file system",
+    "full-quarantine": "what is wrong with their objects has no place; release or drop some from quarantine",
+    "disk": "the disk takes no object; see the source's log",
+}
+"""What turns senders away through no fault of theirs, and what to do about it."""
+
 log = logging.getLogger(__name__)
 
 
@@ -42,13 +54,17 @@ class Intake:
         self.metrics = metrics
         self.stored = 0
         self.refused: dict[str, int] = {}
+        self._turned_away = ""
+        """Why a sender was refused last though it did nothing wrong; empty once an object was stored."""
+        self._turned_away_until = 0.0
 
     def admit(self, peer: Peer) -> Rejection | None:
         """Refuse a new association, as transient, while there is no room for an object."""
         try:
             self.spool.admit()
         except SpoolFull as full:
-            self.count_refusal(f"full-{full.bound}")
+            self.count_refusal(_cause(full))
+            self.turn_away(_cause(full))
             return Rejection.FULL
         return None
 
@@ -70,9 +86,29 @@ class Intake:
             part = self.spool.begin(header)
         except SpoolError as error:
             self.count_refusal(_cause(error))
+            self.turn_away(_cause(error))
             log.error("%s: C-STORE refused: %s", request.peer, error)
             return Status.OUT_OF_RESOURCES
         return Reception(self, part, announced, request.peer)
+
+    def turn_away(self, cause: str) -> None:
+        """Remember that a sender was refused for want of room, not for what the object is (`_ADVICE`)."""
+        if cause in _ADVICE:
+            self._turned_away = cause
+            self._turned_away_until = time.monotonic() + TURNED_AWAY_SECONDS
+
+    def take_in(self) -> None:
+        """Count an object in custody: whatever was in the way is not any more."""
+        self.stored += 1
+        self._turned_away = ""
+
+    def complaints(self) -> list[str]:
+        """Why senders are refused though they do nothing wrong, if they are."""
+        bound = self.spool.full
+        cause = f"full-{bound}" if bound is not None else self._turned_away
+        if not cause or (bound is None and time.monotonic() >= self._turned_away_until):
+            return []
+        return [f"senders are refused: {_ADVICE[cause]}"]
 
     def count_refusal(self, reason: str) -> None:
         """Count one refused object or association by its fixed word."""
@@ -124,7 +160,7 @@ class Reception:
         except StoreFailed as failure:
             self._part.abandon()
             return failure.status
-        intake.stored += 1
+        intake.take_in()
         intake.metrics.count("objects_stored", "Objects taken into custody")
         intake.metrics.count("bytes_stored", "Bytes of data sets taken into custody", entry.size)
         intake.metrics.latency("receive").record_ns(whole_ns - self._received_ns)
@@ -162,6 +198,7 @@ class Reception:
             self._intake.spool.quarantine(part, refusal.reason, str(refusal))
         except SpoolError as error:
             log.error("object %s is not kept: %s", part.id, error)
+            self._intake.turn_away(_cause(error))
             part.abandon()
             return Status.OUT_OF_RESOURCES
         return refusal.status
@@ -173,6 +210,7 @@ class Reception:
             yield
         except SpoolError as error:
             self._intake.count_refusal(_cause(error))
+            self._intake.turn_away(_cause(error))
             log.error("%s: object refused: %s", self._peer, error)
             raise StoreFailed(Status.OUT_OF_RESOURCES) from error
 

@@ -12,8 +12,9 @@ from dicom.delivery import Delivery
 from dicom.receipt import Receipt
 from dicom.settings import DicomSink
 from dicom.source import sweeps
-from dicom.spooling import Examiner, figures, open_spool
+from dicom.spooling import Examiner, complaints, figures, open_spool
 from relay.process import within
+from relay.spool import Spool
 from relay.worker import SinkSide
 
 
@@ -41,14 +42,14 @@ async def run(side: SinkSide) -> None:
                 "deliveries_waiting", "Objects waiting, by destination", waiting, destination=name
             )
         return {
-            **figures(stats),
+            **figures(spool),
             "received": receipt.received,
             "duplicates": receipt.duplicates,
             "refused": dict(receipt.refused),
             "missing": len(receipt.missing),
             "destination": {delivery.destination.name: delivery.figures() for delivery in deliveries},
             "latency": side.metrics.latencies(),
-            "complaints": _complaints(receipt, deliveries),
+            "complaints": _complaints(spool, receipt, deliveries),
         }
 
     side.status = status
@@ -64,14 +65,17 @@ async def run(side: SinkSide) -> None:
         # The link has ended: deliver what waits, as far as destinations are there.
         drained = asyncio.gather(*(item.idle() for item in deliveries))
         await within(side.drain_seconds, drained)
+        waiting = sum(spool.stats().waiting.values())
+        if waiting:
+            side.log.info("the drain is over: %d deliveries go on at the next start", waiting)
         for task in running:
             task.cancel()
     await spool.close()
 
 
-def _complaints(receipt: Receipt, deliveries: list[Delivery]) -> list[str]:
+def _complaints(spool: Spool, receipt: Receipt, deliveries: list[Delivery]) -> list[str]:
     """What an operator should look at."""
-    found = []
+    found = complaints(spool, [delivery.destination.name for delivery in deliveries])
     if receipt.missing:
         found.append(f"{len(receipt.missing)} objects were sent by side A and never arrived")
     if receipt.full:
@@ -82,6 +86,7 @@ def _complaints(receipt: Receipt, deliveries: list[Delivery]) -> list[str]:
             found.append(f"destination {name} is away ({delivery.last_error}); objects wait for it")
         if delivery.parked:
             found.append(
-                f"destination {name} refused {delivery.parked} objects; see medferry spool ls --only parked"
+                f"{delivery.parked} objects for destination {name} are parked: it refused them, or they "
+                "cannot be read; see medferry spool ls --only parked"
             )
     return found

@@ -13,7 +13,7 @@ from dicom.forward import DOUBT_BYTES, LINK, Forwarder
 from dicom.intake import Intake
 from dicom.screen import Rules
 from dicom.settings import DicomSource
-from dicom.spooling import SWEEP_SECONDS, Examiner, figures, open_spool
+from dicom.spooling import SWEEP_SECONDS, Examiner, complaints, figures, open_spool
 from relay.process import within
 from relay.spool import Spool
 from relay.worker import SourceSide
@@ -34,6 +34,18 @@ def _policy(settings: DicomSource) -> scp.Policy:
         max_pdu=settings.max_pdu,
         idle_seconds=settings.idle_seconds,
     )
+
+
+def _complaints(spool: Spool, intake: Intake) -> list[str]:
+    """What an operator should look at."""
+    found = [*intake.complaints(), *complaints(spool, [LINK])]
+    unreadable = spool.stats().parked[LINK]
+    if unreadable:
+        found.append(
+            f"{unreadable} objects cannot be read and were not sent; "
+            "see medferry spool ls --side source --only parked"
+        )
+    return found
 
 
 async def sweeps(spool: Spool) -> None:
@@ -71,12 +83,13 @@ async def run(side: SourceSide) -> None:
         for name, value in (("objects", stats.undelivered_objects), ("bytes", stats.undelivered_bytes)):
             side.metrics.gauge(f"spool_waiting_{name}", f"Waiting for the link: {name}", value)
         return {
-            **figures(stats),
+            **figures(spool),
             "stored": intake.stored,
             "sent": forwarder.sent,
             "refused": dict(intake.refused),
             "associations": server.stats(),
             "latency": side.metrics.latencies(),
+            "complaints": _complaints(spool, intake),
         }
 
     side.status = status
@@ -92,6 +105,9 @@ async def run(side: SourceSide) -> None:
         await side.draining.wait()
         await server.drain(side.drain_seconds * DRAIN_SHARE)
         await within(side.drain_seconds * (1 - DRAIN_SHARE), forwarder.idle())
+        waiting = spool.stats().waiting[LINK]
+        if waiting:
+            side.log.info("the drain is over: %d objects cross at the next start", waiting)
         for task in running:
             task.cancel()
     await spool.close()

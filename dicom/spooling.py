@@ -1,4 +1,5 @@
-"""What both sides of a DICOM lane do with a spool: open it, describe its files, examine what was received.
+"""What both sides of a DICOM lane do with a spool: open it, describe its files, examine what
+was received, say what a person should look at.
 
     file in the spool = Part 10 header made anew (part10.py) + data set as it travelled
 
@@ -8,17 +9,19 @@ Never here: associations, the link.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import asdict
 from typing import BinaryIO
 
 from dicom import part10
 from dicom.inflate import InflateLimits, examine
 from dicom.settings import SpoolSettings
 from dicom.walk import Outline, WalkLimits, rebuilt
-from relay.spool import Facts, Part, Spool, SpoolLimits, SpoolStats
+from relay.spool import Facts, Part, Recovered, Spool, SpoolLimits
 
 SUFFIX = ".dcm"
 SPOOL_DIRECTORY = "spool"
@@ -32,6 +35,8 @@ EXAMINE_SECONDS = 20.0
 
 SWEEP_SECONDS = 30.0
 """Between two looks for objects whose retention is over."""
+
+log = logging.getLogger(__name__)
 
 
 def describe(head: bytes) -> Facts:
@@ -64,7 +69,7 @@ async def open_spool(
         max_quarantine_bytes=settings.max_quarantine_bytes,
         journal_bytes=journal_bytes,
     )
-    return await Spool.open(
+    spool = await Spool.open(
         os.path.join(state, SPOOL_DIRECTORY),
         limits,
         destinations=destinations,
@@ -72,6 +77,34 @@ async def open_spool(
         describe=describe,
         resumable=resumable,
     )
+    for level, text in findings(spool.recovered):
+        log.log(level, "opening the spool: %s", text)
+    return spool
+
+
+_FINDINGS: tuple[tuple[str, int, str], ...] = (
+    (
+        "rebuilt",
+        logging.WARNING,
+        "its index was lost or damaged: all is delivered again to every destination",
+    ),
+    ("missing", logging.ERROR, "{} objects are gone, their files were deleted: send them again"),
+    ("torn", logging.ERROR, "{} files are not what their names say: see medferry quarantine ls"),
+    ("unconfigured", logging.WARNING, "{} deliveries are parked, their destinations are not configured"),
+    ("restored", logging.INFO, "{} objects were made again from the journal"),
+    ("adopted", logging.INFO, "{} objects were not in the index yet"),
+    ("parts_removed", logging.INFO, "{} unfinished objects, which nobody was told of, are removed"),
+)
+"""What `Recovered` may say: its field, how grave it is, and in words."""
+
+
+def findings(recovered: Recovered) -> list[tuple[int, str]]:
+    """What opening a spool found, each with the level to log it at."""
+    return [
+        (level, text.format(getattr(recovered, field)))
+        for field, level, text in _FINDINGS
+        if getattr(recovered, field)
+    ]
 
 
 class Examiner:
@@ -135,8 +168,9 @@ class Examiner:
         return outline
 
 
-def figures(stats: SpoolStats) -> dict[str, object]:
-    """The fill of a spool, for status."""
+def figures(spool: Spool) -> dict[str, object]:
+    """The fill of a spool and what opening it found, for status."""
+    stats = spool.stats()
     return {
         "waiting": dict(stats.waiting),
         "parked": dict(stats.parked),
@@ -145,4 +179,21 @@ def figures(stats: SpoolStats) -> dict[str, object]:
         "kept": stats.retained_objects,
         "quarantined": stats.quarantined_objects,
         "refused full": dict(stats.refused),
+        "at opening": {name: count for name, count in asdict(spool.recovered).items() if count},
     }
+
+
+def complaints(spool: Spool, served: Collection[str]) -> list[str]:
+    """What an operator should look at in a spool that delivers to `served`, one sentence each."""
+    stats = spool.stats()
+    grave = [text for level, text in findings(spool.recovered) if level == logging.ERROR]
+    found = [f"opening the spool: {text}" for text in grave]
+    if stats.quarantined_objects:
+        found.append(f"{stats.quarantined_objects} objects are in quarantine; see medferry quarantine ls")
+    for name, count in stats.parked.items():
+        if count and name not in served:
+            found.append(
+                f"{count} objects wait for destination {name}, which is not configured; configure it again, "
+                f"or medferry spool drop --destination {name}"
+            )
+    return found

@@ -30,7 +30,7 @@ from relay.spool_bridge import Bridge
 from relay.spool_committer import Recorded
 from relay.spool_feed import FEED_PAGE, Feed
 from relay.spool_files import Directory, is_reason, spool_error
-from relay.spool_index import Buried, Index, Mark, Refused, make_entry
+from relay.spool_index import Buried, Index, Mark, Refused, index_error, make_entry
 from relay.spool_ledger import Ledger
 from relay.spool_part import Part, PartFile
 from relay.spool_parts import Parts
@@ -183,9 +183,12 @@ class Spool:
         try:
             self._reader = connect(self._directory.index_path, create=False)
         except sqlite3.Error as error:
-            raise SpoolError(f"the spool's index failed: {error}") from error
+            raise self._index_error(error) from error
         self._releases.look.set()
         self._release_task = asyncio.create_task(self._releases.run(), name="spool-releases")
+
+    def _index_error(self, error: sqlite3.Error) -> SpoolError:
+        return index_error(error, self._directory.index_path, self._directory.free_bytes())
 
     # ---- taking objects in -------------------------------------------------------------------------------
 
@@ -356,7 +359,7 @@ class Spool:
         try:
             return self._reader.execute(query, values).fetchone() is not None
         except sqlite3.Error as error:
-            raise SpoolError(f"the spool's index failed: {error}") from error
+            raise self._index_error(error) from error
 
     def known(self, sop_instance: str, sha256: str) -> bool:
         """Whether this instance with exactly this data set is in custody, or was."""
@@ -457,6 +460,11 @@ class Spool:
     def stats(self) -> SpoolStats:
         """The fill, at no cost."""
         return self._ledger.stats()
+
+    @property
+    def full(self) -> str | None:
+        """The bound that leaves no place for a new object now, as in `SpoolFull`; None if there is room."""
+        return self._room.full
 
     async def sweep(self) -> int:
         """Remove delivered objects whose retention is over, oldest first; returns how many. Call each minute.

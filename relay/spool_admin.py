@@ -8,10 +8,11 @@ Never here: taking objects in, recovery, anything on an event loop.
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -19,7 +20,7 @@ from typing import Any, Self
 
 from relay.errors import SpoolError
 from relay.spool_schema import ENTRY_COLUMNS, SCHEMA_VERSION, connect, entry_of
-from relay.spool_types import DeliveryState, Entry, Status
+from relay.spool_types import DROPPED, DeliveryState, Entry, Status
 
 MIN_ID_DIGITS = 4
 """Digits of an id that operators may shorten it to."""
@@ -151,17 +152,40 @@ class SpoolAdmin:
             ),
         )
 
-    def _one(self, query: str, id: str) -> tuple[Any, ...]:
-        """The one row whose id begins with `id`."""
+    def _at_most_one(self, query: str, id: str) -> tuple[Any, ...] | None:
+        """The row whose id begins with `id`, None if there is none."""
         if len(id) < MIN_ID_DIGITS:
             raise SpoolError(f"give at least {MIN_ID_DIGITS} digits of the id")
         with self._mapped() as database:
             rows = database.execute(f"{query} id >= ? AND id < ? LIMIT 2", (id, id + "g")).fetchall()
-        if len(rows) != 1:
-            found = "no object has" if not rows else "more than one object has"
-            raise SpoolError(f"{found} an id that begins with {id}")
-        row: tuple[Any, ...] = rows[0]
+        if len(rows) > 1:
+            raise SpoolError(f"more than one object has an id that begins with {id}: give more digits")
+        return rows[0] if rows else None
+
+    def _one(self, query: str, id: str) -> tuple[Any, ...]:
+        """The one row whose id begins with `id`."""
+        row = self._at_most_one(query, id)
+        if row is None:
+            raise SpoolError(f"no object has an id that begins with {id}")
         return row
+
+    def full_id(self, id: str, *, quarantined: bool) -> str | None:
+        """The whole id that begins with `id`, of an object in custody or in quarantine; None if not here.
+
+        Raises:
+            SpoolError: `id` is too short, or begins the ids of more than one.
+        """
+        table = "quarantine" if quarantined else "objects"
+        row = self._at_most_one(f"SELECT id FROM {table} WHERE", id)
+        return None if row is None else str(row[0])
+
+    def destinations(self) -> Mapping[str, bool]:
+        """All that this spool ever had, and whether the worker that had it last delivers to them."""
+        with self._mapped() as database:
+            names = [name for (name,) in database.execute("SELECT name FROM destinations ORDER BY name")]
+            row = database.execute("SELECT value FROM meta WHERE key = 'served'").fetchone()
+        served = names if row is None else json.loads(row[0])
+        return {name: name in served for name in names}
 
     def show(self, id: str) -> Listed:
         """One object. `id` may be a unique beginning of at least 4 digits.
@@ -178,7 +202,7 @@ class SpoolAdmin:
     ) -> int:
         """Set deliveries back to waiting: of one object, or of all (`id` None, `parked_only` then required).
 
-        Returns how many deliveries. A destination that the worker does not serve now is parked again.
+        Returns how many deliveries. Those to a destination that is not served stay as they are.
 
         Raises:
             SpoolError: No such object, or all objects asked for without `parked_only`.
@@ -187,35 +211,64 @@ class SpoolAdmin:
             raise SpoolError("name an object, or ask for all that are parked")
         seq = None if id is None else self.show(id).entry.seq
         states = (DeliveryState.PARKED,) if parked_only else (DeliveryState.DONE, DeliveryState.PARKED)
-        return self._move(seq, destination, states, DeliveryState.WAITING)
+        names = [name for name, served in self.destinations().items() if served]
+        if destination is not None:
+            names = [name for name in names if name == destination]
+        return self._move(seq, names, states, DeliveryState.WAITING)
+
+    def parked(self, id: str | None = None) -> Mapping[str, int]:
+        """Parked deliveries of one object, or of all, by destination; only those that have any."""
+        seq = None if id is None else self.show(id).entry.seq
+        with self._mapped() as database:
+            counts = database.execute(
+                "SELECT n.name, count(*) FROM deliveries d JOIN destinations n ON n.number = d.destination "
+                "WHERE d.state = 2 AND d.seq = coalesce(?, d.seq) GROUP BY n.name ORDER BY n.name",
+                (seq,),
+            )
+            return dict(counts.fetchall())
+
+    def drop(self, id: str | None = None, *, destination: str | None = None) -> int:
+        """Give up parked deliveries: of one object, or all to `destination` (`id` None). Returns how many.
+
+        They count as done, so that retention removes the object once no other delivery of it is open; until
+        then `resend` takes it back. The worker logs each before anything is removed.
+
+        Raises:
+            SpoolError: No such object, or neither object nor destination named.
+        """
+        if id is None and destination is None:
+            raise SpoolError("name an object, or the destination of all that are to be dropped")
+        seq = None if id is None else self.show(id).entry.seq
+        names = [destination] if destination is not None else list(self.destinations())
+        return self._move(seq, names, (DeliveryState.PARKED,), DeliveryState.DONE, DROPPED)
 
     def _move(
         self,
         seq: int | None,
-        destination: str | None,
+        names: Sequence[str],
         states: Sequence[DeliveryState],
         target: DeliveryState,
+        status: Status | None = None,
     ) -> int:
-        """Set deliveries of one object (or of all) in one of `states` to `target`."""
+        """Set deliveries of one object (or of all) to `names` in one of `states` to `target`.
+
+        A `status` replaces that of the last attempt.
+        """
         moved = 0
         with self._mapped() as database:
             for number, name in database.execute("SELECT number, name FROM destinations").fetchall():
-                if destination not in (None, name):
+                if name not in names:
                     continue
                 for state in states:
                     where = f"destination = ? AND state = {int(state)}" + (
                         "" if seq is None else " AND seq = ?"
                     )
                     moved += database.execute(
-                        f"UPDATE deliveries SET state = ?, updated_at = ?, turn = NULL WHERE {where}",
-                        (target, time.time(), number) + (() if seq is None else (seq,)),
+                        "UPDATE deliveries SET state = ?, updated_at = ?, turn = NULL, "
+                        f"status = coalesce(?, status) WHERE {where}",
+                        (target, time.time(), status, number) + (() if seq is None else (seq,)),
                     ).rowcount
         return moved
-
-    def give_up(self, id: str, *, destination: str | None = None) -> int:
-        """Count parked deliveries of one object as done, so that retention removes it. Returns how many."""
-        seq = self.show(id).entry.seq
-        return self._move(seq, destination, (DeliveryState.PARKED,), DeliveryState.DONE)
 
     def quarantine_ls(self, *, limit: int = 100) -> Sequence[Quarantined]:
         """Refused objects by id, at most `limit`."""

@@ -25,7 +25,7 @@ from typing import Any
 from relay.errors import SpoolError, SpoolFull
 from relay.spool_files import Directory, discard, spool_error
 from relay.spool_inbox import Inbox
-from relay.spool_index import Index, Mark, Row, Totals
+from relay.spool_index import Index, Mark, Row, Totals, index_error
 from relay.spool_journal import Journal
 from relay.spool_spares import Spares
 from relay.spool_syncer import Intake, Syncer, make_durable
@@ -67,6 +67,12 @@ FORGET_SECONDS = 10.0
 
 EVICT_BATCH = 64
 """Delivered objects removed at once, some milliseconds, for those that wait for an fsync meanwhile."""
+
+MAX_DROPPED_TOLD = 1000
+"""Deliveries to each destination, given up by operators, logged at one look; the rest at the next."""
+
+IDS_PER_LINE = 100
+"""Of objects named in one line of the log: 3 KiB."""
 
 DISK_MARGIN = 256 * 2**20
 """Bytes above `min_free_disk_bytes` at which delivered objects are removed, before anything is refused."""
@@ -134,6 +140,20 @@ def _due(item: Intake | Row | Job) -> float:
     return time.monotonic() + min(MAX_SEAL_DELAY_SECONDS, MAX_ROW_DELAY_SECONDS)
 
 
+def _tell_dropped(index: Index) -> None:
+    """Log every object that an operator gave up: nothing leaves custody undelivered without a trace."""
+    for destination, dropped in index.dropped(MAX_DROPPED_TOLD).items():
+        for first in range(0, len(dropped), IDS_PER_LINE):
+            ids = [id for _, id in dropped[first : first + IDS_PER_LINE]]
+            log.warning(
+                "an operator dropped %d objects, not delivered to %s: %s",
+                len(ids),
+                destination,
+                " ".join(ids),
+            )
+        index.told(destination, [seq for seq, _ in dropped])
+
+
 class Committer:
     """The thread and its inbox. `post` is called from it and hands a callable to the loop."""
 
@@ -196,9 +216,9 @@ class Committer:
         except SpoolError as known:
             error = known
         except OSError as failed:
-            error = spool_error(failed, "the spool's directory")
+            error = spool_error(failed, f"the spool's directory {self._directory.path}")
         except sqlite3.Error as failed:
-            error = SpoolError(f"the spool's index failed: {failed}")
+            error = index_error(failed, self._directory.index_path, self._directory.free_bytes())
         finally:
             self._news(Ended(error))
 
@@ -403,6 +423,7 @@ class Committer:
             index.park_unserved()
             index.seen = changes
             self._news(Changed())
+        _tell_dropped(index)
         self._report(index, [])
 
     def _report(self, index: Index, rows: list[Row]) -> None:

@@ -81,10 +81,10 @@ class Directory:
             os.fsync(self.root)
         except BlockingIOError:
             self.close()
-            raise SpoolError("the spool is in use by another process: stop that one first") from None
+            raise SpoolError(f"the spool {path} is in use by another process: stop that one first") from None
         except OSError as error:
             self.close()
-            raise spool_error(error, "opening the spool's directory") from error
+            raise spool_error(error, f"opening the spool's directory {path}") from error
 
     def _open(self, path: str, at: int | None) -> int:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=at)

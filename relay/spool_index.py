@@ -8,6 +8,7 @@ Never here: threads, the files of objects.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,9 @@ from relay.spool_schema import ENTRY_COLUMNS, SCHEMA, SCHEMA_VERSION, connect, e
 from relay.spool_types import DeliveryState, Entry, Facts, Status
 
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
+
+INDEX_BYTES = 1 << 20
+"""Of free disk, below which a file of SQLite's that cannot be opened or extended is taken for a full disk."""
 
 _INSERT_OBJECT = f"INSERT INTO objects VALUES ({', '.join('?' * 15)})"
 _INSERT_DELIVERY = "INSERT INTO deliveries (seq, destination, state, updated_at) VALUES (?, ?, 0, ?)"
@@ -168,6 +172,7 @@ class Index:
                 "INSERT INTO destinations (name) VALUES (?) ON CONFLICT DO NOTHING",
                 [(name,) for name in destinations],
             )
+            database.execute("INSERT OR REPLACE INTO meta VALUES ('served', ?)", (json.dumps(destinations),))
         self._read_destinations()
         self._active = tuple(self._numbers[name] for name in destinations)
         return self.park_unserved()
@@ -183,6 +188,31 @@ class Index:
                     (time.time(), number),
                 ).rowcount
         return parked
+
+    def dropped(self, limit: int) -> Mapping[str, Sequence[tuple[int, str]]]:
+        """Seq and id of what operators gave up and nobody was told of, by destination, at most `limit` each.
+
+        It is not removed (`forget`) before `told`.
+        """
+        found: dict[str, list[tuple[int, str]]] = {}
+        for name, number in self._numbers.items():
+            rows = self._database.execute(
+                "SELECT d.seq, o.id FROM deliveries d JOIN objects o USING (seq) "
+                "WHERE d.destination = ? AND d.state = 1 AND d.turn IS NULL LIMIT ?",
+                (number, limit),
+            ).fetchall()
+            if rows:
+                found[name] = rows
+        return found
+
+    def told(self, destination: str, seqs: Sequence[int]) -> None:
+        """That these deliveries were given up is in the log."""
+        number = self._numbers[destination]
+        with self._transaction() as database:
+            database.executemany(
+                "UPDATE deliveries SET turn = 0 WHERE seq = ? AND destination = ? AND state = 1",
+                [(seq, number) for seq in seqs],
+            )
 
     # ---- recording ---------------------------------------------------------------------------------------
 
@@ -255,7 +285,7 @@ class Index:
         doubted = []
         newest = self._database.execute(
             "SELECT d.seq, o.size FROM deliveries d JOIN objects o USING (seq) "
-            "WHERE d.destination = ? AND d.state = 1 ORDER BY d.turn DESC",
+            "WHERE d.destination = ? AND d.state = 1 AND d.turn > 0 ORDER BY d.turn DESC",
             (number,),
         )
         for seq, size in newest:
@@ -279,6 +309,7 @@ class Index:
         """
         gone = self._database.execute(
             "SELECT seq, id, sha256 FROM objects WHERE undelivered = 0 AND settled_at <= ? "
+            "AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.seq = objects.seq AND d.turn IS NULL) "
             "ORDER BY settled_at LIMIT ?",
             (settled_before, limit),
         ).fetchall()
@@ -333,7 +364,7 @@ class Index:
         """See `Spool.recent`."""
         rows = self._database.execute(
             "SELECT o.id, o.size, o.sha256 FROM deliveries d JOIN objects o USING (seq) "
-            "WHERE d.destination = ? AND d.state = 1 ORDER BY d.turn DESC LIMIT ?",
+            "WHERE d.destination = ? AND d.state = 1 AND d.turn > 0 ORDER BY d.turn DESC LIMIT ?",
             (self._numbers[destination], limit),
         )
         return tuple(ManifestEntry(id=id, size=size, sha256=sha256.hex()) for id, size, sha256 in rows)
@@ -375,6 +406,18 @@ class Index:
     def foreign_changes(self) -> int:
         """A number that changes when another connection has changed the index."""
         return int(self._one("PRAGMA data_version")[0])
+
+
+def index_error(error: sqlite3.Error, path: str, free_bytes: int) -> SpoolError:
+    """The spool's own error for one of SQLite at the index `path`, on a disk with so much free.
+
+    On a full disk some of SQLite's files cannot even be opened, which it calls an I/O error.
+    """
+    code = getattr(error, "sqlite_errorcode", None) or 0
+    no_room = code & 0xFF in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and free_bytes < INDEX_BYTES
+    if code == sqlite3.SQLITE_FULL or no_room:
+        return SpoolError(f"the spool's index {path}: the disk is full: free space on its file system")
+    return SpoolError(f"the spool's index {path} failed: {error}")
 
 
 def open_index(path: str) -> Index:

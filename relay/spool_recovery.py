@@ -15,6 +15,7 @@ Never here: an event loop.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import sqlite3
 import time
@@ -34,6 +35,11 @@ READ_BYTES = 1 << 20
 
 GROUP = 1000
 """Rows in one transaction of a rebuild."""
+
+MAX_NAMED_GONE = 100
+"""Objects without a file that are named one by one; the rest are only counted."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +79,12 @@ def open_or_rebuild(path: str) -> tuple[Index, bool]:
         index = open_index(path)
     except sqlite3.OperationalError:
         raise
-    except sqlite3.DatabaseError:
+    except sqlite3.DatabaseError as error:
+        log.warning("the spool's index %s is damaged (%s) and set aside as index.db.damaged", path, error)
         os.replace(path, path + ".damaged")
-        for log in ("-wal", "-shm"):
-            if os.path.exists(path + log):
-                os.unlink(path + log)
+        for suffix in ("-wal", "-shm"):
+            if os.path.exists(path + suffix):
+                os.unlink(path + suffix)
         index = open_index(path)
     return index, index.fresh
 
@@ -223,6 +230,8 @@ class Recovery:
             name = self._directory.object_name(id, sha256)
             if not os.access(name, os.F_OK, dir_fd=self._directory.objects):
                 gone.append(seq)
+                if len(gone) <= MAX_NAMED_GONE:
+                    log.error("object %s is gone: somebody deleted its file", id)
         self._index.delete(gone)
         return len(gone)
 

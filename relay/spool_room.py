@@ -50,6 +50,15 @@ class Room:
         """Bytes undelivered, parts included."""
         return self.recorded_bytes + self.pending_bytes + self.part_bytes
 
+    @property
+    def full(self) -> str | None:
+        """The bound that leaves no place for any new object now; None if there is room."""
+        if self.objects >= self.limits.max_objects:
+            return "objects"
+        if self.bytes >= self.limits.max_bytes:
+            return "bytes"
+        return "disk" if self._free_now() <= self.limits.min_free_disk_bytes else None
+
     def check_object(self, size: int) -> None:
         """Raise SpoolFull ``object`` if one data set of `size` bytes is too long by itself."""
         if size > self.limits.max_object_bytes:
@@ -66,13 +75,17 @@ class Room:
         """Raise SpoolFull if `size` more bytes have no place."""
         if self.bytes + size > self.limits.max_bytes:
             self._refuse("bytes", f"{self.bytes} bytes are undelivered: see why they are not taken")
+        if self._free_now() - size < self.limits.min_free_disk_bytes:
+            self._free_until = self._clock()
+            self._refuse("disk", f"{self._free} bytes are free on the disk: free some")
+
+    def _free_now(self) -> int:
+        """Bytes free on the disk as of `DISK_CHECK_SECONDS` ago at most, less what parts took since."""
         now = self._clock()
         if now >= self._free_until:
             self._free = self._free_bytes()
             self._free_until = now + DISK_CHECK_SECONDS
-        if self._free - size < self.limits.min_free_disk_bytes:
-            self._free_until = now
-            self._refuse("disk", f"{self._free} bytes are free on the disk: free some")
+        return self._free
 
     def take(self, size: int) -> None:
         """Let a part grow by `size` bytes; raises SpoolFull."""

@@ -3,7 +3,8 @@
     objects ──< deliveries >── destinations        tombstones        quarantine        totals, counts, meta
 
 Triggers keep `totals`, `counts` and `objects.undelivered` right whichever process changes a row, so that no
-figure is ever counted by walking. `deliveries.turn` orders deliveries by when they were done.
+figure is ever counted by walking. `deliveries.turn` orders deliveries by when they were done; one that an
+operator gave up is done without a turn until the worker has logged it, and with turn 0 from then on.
 
 Never here: files, threads.
 """

@@ -18,6 +18,10 @@ Status: TypeAlias = int | str
 """How a delivery went, for operators: a DIMSE status, or a short fixed word. Never a peer's text."""
 
 
+DROPPED = "dropped"
+"""The status of a delivery that an operator gave up."""
+
+
 class DeliveryState(enum.IntEnum):
     """How far the delivery of one object to one destination is."""
 

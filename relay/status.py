@@ -106,7 +106,7 @@ def _print_lane(lane: dict[str, Any], console: Console) -> None:
 
 
 def _print_figures(lane: dict[str, Any], console: Console) -> None:
-    """The figures of both sides: numbers as one table, tables (per stream, per destination) as their own."""
+    """The figures of both sides as one table; a table of them (per stream, per destination) as rows of it."""
     table = Table("figure", "source", "sink", show_header=True)
     columns = [dict(_flat(lane[side]["figures"])) for side in ("source", "sink")]
     for name in dict.fromkeys([*columns[0], *columns[1]]):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dicom import intake as module
 from dicom.dimse import Status
 from dicom.intake import Intake, Reception
 from dicom.negotiation import Rejection
@@ -171,6 +173,16 @@ async def test_a_full_spool_refuses_objects_and_associations_and_keeps_nothing(t
         assert intake.begin(request(made(2))) == Status.OUT_OF_RESOURCES
         assert intake.admit(PEER) is Rejection.FULL
         assert intake.refused == {"full-objects": 2}
+        assert intake.complaints() == [
+            "senders are refused: the spool is full (objects); see why they do not go on"
+        ]
+        intake.spool.done(await intake.spool.feed("link").next(), "link")
+        await intake.spool.recent("link", 1)
+        assert intake.spool.full is None
+        assert await stored(intake, made(2)) == 0x0000
+        intake.spool.done(await intake.spool.feed("link").next(), "link")
+        await intake.spool.recent("link", 1)
+        assert intake.complaints() == []
 
 
 async def test_an_object_that_outgrows_the_spool(tmp_path: Path) -> None:
@@ -185,6 +197,11 @@ async def test_an_object_that_outgrows_the_spool(tmp_path: Path) -> None:
         reception.abandon()
         assert files(tmp_path, "parts") == []
         assert intake.refused == {"full-bytes": 1}
+        # There is room for a smaller one; who was refused comes back with the larger one.
+        assert intake.spool.full is None
+        assert "the spool is full (bytes)" in intake.complaints()[0]
+        assert await stored(intake, made(3, 1000)) == 0x0000
+        assert intake.complaints() == []
 
 
 async def test_an_object_over_its_own_limit(tmp_path: Path) -> None:
@@ -192,6 +209,7 @@ async def test_an_object_over_its_own_limit(tmp_path: Path) -> None:
         with pytest.raises(StoreFailed):
             await stored(intake, made(1, (1 << 20) + 2), 1 << 19)
         assert intake.refused == {"full-object": 1}
+        assert intake.complaints() == [], "it is the object's fault"
 
 
 @pytest.mark.parametrize("where", ["begin", "quarantine"])
@@ -208,6 +226,7 @@ async def test_a_disk_that_fails_is_answered_as_out_of_resources(
             assert intake.begin(request(bad)) == Status.OUT_OF_RESOURCES
         else:
             assert await stored(intake, bad) == Status.OUT_OF_RESOURCES
+        assert intake.complaints() == ["senders are refused: the disk takes no object; see the source's log"]
         assert files(tmp_path, "parts") == [] == files(tmp_path, "quarantine")
 
 
@@ -217,6 +236,18 @@ async def test_a_full_quarantine_refuses_and_keeps_nothing(tmp_path: Path) -> No
         assert await stored(intake, bad, 1 << 20) & 0xF000 == 0xC000
         assert await stored(intake, bad, 1 << 20) == Status.OUT_OF_RESOURCES
         assert len(files(tmp_path, "quarantine")) == 1 and files(tmp_path, "parts") == []
+        assert "release or drop some from quarantine" in intake.complaints()[0]
+
+
+async def test_a_refusal_of_long_ago_is_forgiven(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with intake_in(tmp_path) as intake:
+        intake.turn_away("full-disk")
+        assert intake.complaints() == [
+            "senders are refused: the spool is full (disk); free space on its file system"
+        ]
+        later = time.monotonic() + module.TURNED_AWAY_SECONDS
+        monkeypatch.setattr("dicom.intake.time.monotonic", lambda: later)
+        assert intake.complaints() == []
 
 
 async def test_two_senders_at_once_are_kept_apart(tmp_path: Path) -> None:

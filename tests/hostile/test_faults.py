@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 
 from perf.client import Client, NotUnderstood
+from relay.link import SILENCE_SECONDS
+from relay.status import complaints
 from relay.supervisor import ask
 from tests.archive import Archive, Made, made
 from tests.dicom.datasets import CT, EXPLICIT, IMPLICIT, JPEG
@@ -54,6 +56,11 @@ def sink_figures(relay: Product) -> dict[str, Any]:
     """The sink's figures, as ``medferry status --json`` shows them."""
     figures: dict[str, Any] = ask(str(relay.state))["lanes"][0]["sink"]["figures"]
     return figures
+
+
+def source_complaints(relay: Product) -> str:
+    """What ``medferry status`` complains about on side A."""
+    return str(ask(str(relay.state))["lanes"][0]["source"]["figures"].get("complaints"))
 
 
 def spool_ls(relay: Product, *arguments: str) -> list[dict[str, Any]]:
@@ -194,7 +201,7 @@ def test_what_a_destination_will_never_take_is_parked_and_can_be_sent_again(tmp_
         assert parked[refused.uid]["last_status"] == 0x0122
         assert parked[foreign.uid]["last_status"] == "transfer-syntax-not-accepted"
         eventually(lambda: bool(sink_figures(relay)["complaints"]))
-        assert "refused 2 objects" in str(sink_figures(relay)["complaints"])
+        assert "2 objects for destination pacs are parked" in str(sink_figures(relay)["complaints"])
 
         # The archive learns the transfer syntax and changes its mind; the operator sends again.
         first.close()
@@ -242,6 +249,10 @@ def test_full_spools_refuse_as_transient_and_lose_nothing(tmp_path: Path) -> Non
             # Rejected-transient, by PS3.8 Table 9-21.
             store(("127.0.0.1", port), [])
         eventually(lambda: "the sink's spool is full" in str(sink_figures(relay)["complaints"]))
+        eventually(lambda: "senders are refused: the spool is full (objects)" in source_complaints(relay))
+        # For longer than a silent link is taken for one: the sink does not listen, and says nothing of that.
+        threading.Event().wait(SILENCE_SECONDS + 1.5)
+        assert "heartbeats" not in str(complaints(ask(str(relay.state))))
         assert "the link waits" in relay.log
 
         with Archive(port=pacs_port) as pacs:
@@ -250,6 +261,7 @@ def test_full_spools_refuse_as_transient_and_lose_nothing(tmp_path: Path) -> Non
             assert store(("127.0.0.1", port), [each]) == [0]
             pacs.wait([each.uid], 10)
             assert all(pacs.received[one.uid] == [one.sha256] for one in (*acknowledged, each))
+            eventually(lambda: source_complaints(relay) == "[]")
 
 
 def test_a_full_disk_refuses_and_recovers(tmp_path: Path) -> None:
@@ -265,7 +277,7 @@ def test_a_full_disk_refuses_and_recovers(tmp_path: Path) -> None:
             source=f"[lane.source.spool]\nmin_free_disk_bytes = {free - margin}",
         )
         one, two = made(1), made(2)
-        with running(config, tmp_path / "relay"):
+        with running(config, tmp_path / "relay") as relay:
             with Client(("127.0.0.1", port), "MEDFERRY", [(CT, [EXPLICIT])]) as client:
                 assert client.store(CT, one.uid, one.data) == 0
                 ballast = os.open(tmp_path / "ballast", os.O_CREAT | os.O_WRONLY)
@@ -273,6 +285,7 @@ def test_a_full_disk_refuses_and_recovers(tmp_path: Path) -> None:
                 eventually(lambda: client.store(CT, two.uid, two.data) == 0xA700, 5)
                 with pytest.raises(NotUnderstood, match="PDU type 0x03, 0002"):
                     store(("127.0.0.1", port), [])
+                eventually(lambda: "the spool is full (disk)" in source_complaints(relay))
                 os.ftruncate(ballast, 0)
                 os.close(ballast)
                 eventually(lambda: client.store(CT, two.uid, two.data) == 0, 5)
@@ -333,5 +346,6 @@ def test_a_drain_with_a_destination_away_still_ends_in_time(tmp_path: Path) -> N
         relay.process.send_signal(signal.SIGTERM)
         assert relay.process.wait(15) == 0
         assert time.monotonic() - before < 5 + 1
+        assert "the drain is over: 3 deliveries go on at the next start" in relay.log
     with Archive(port=pacs_port) as pacs, running(config, tmp_path):
         pacs.wait([each.uid for each in objects], 10)

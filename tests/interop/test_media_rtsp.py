@@ -252,7 +252,7 @@ async def test_cameras_that_cannot_be_shown_say_why_and_hurt_nobody(pictures: Pa
                 told = [
                     relay.log,
                     json.dumps(relay.status()),
-                    relay.command("status", "--state", str(relay.state)),
+                    relay.command("status", "--state", str(relay.state), expect=(3,)),
                 ]
                 told += [command_line(relay.status()["lanes"][0][part]["pid"]) for part in ("source", "sink")]
             told.append(relay.log)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import resource
 import sqlite3
+import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -437,6 +440,59 @@ async def test_a_disk_that_fills_during_a_write(
         part.write([b" whole"])
         assert data_of(spool, await spool.commit(part, facts())) == b"half whole"
         assert data_of(spool, kept) == b"kept"
+
+
+@pytest.mark.parametrize(
+    ("code", "free", "words"),
+    [
+        (sqlite3.SQLITE_FULL, 2**40, "index.db: the disk is full: free space on its file system"),
+        (sqlite3.SQLITE_IOERR | 19 << 8, 4096, "index.db: the disk is full: free space on its file system"),
+        (sqlite3.SQLITE_CANTOPEN, 0, "index.db: the disk is full: free space on its file system"),
+        (sqlite3.SQLITE_IOERR, 2**40, "index.db failed: no luck"),
+        (sqlite3.SQLITE_BUSY, 0, "index.db failed: no luck"),
+    ],
+)
+async def test_opening_on_a_full_disk_says_where_and_what_to_do(
+    directory: str, monkeypatch: pytest.MonkeyPatch, code: int, free: int, words: str
+) -> None:
+    def fail(*_: object) -> None:
+        error = sqlite3.OperationalError("no luck")
+        error.sqlite_errorcode = code
+        raise error
+
+    monkeypatch.setattr("relay.spool_index.Index.serve", fail)
+    monkeypatch.setattr("relay.spool_files.Directory.free_bytes", lambda _: free)
+    with pytest.raises(SpoolError) as failed:
+        async with opened(directory):
+            pass
+    assert str(failed.value) == f"the spool's index {directory}/{words}"
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+@pytest.mark.parametrize("used", [False, True])
+async def test_a_disk_that_really_is_full(tmp_path: Path, used: bool) -> None:
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "none", tmp_path], check=False, capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("this host lets nobody mount")
+    directory = str(tmp_path / "spool")
+    try:
+        if used:
+            async with opened(directory) as spool:
+                await stored(spool)
+        with contextlib.suppress(OSError), open(tmp_path / "fill", "wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        with pytest.raises(SpoolError, match=f"{directory}.*free space on"):
+            async with opened(directory):
+                pass
+        os.unlink(tmp_path / "fill")
+        async with opened(directory) as spool:
+            assert spool.stats().undelivered_objects == used
+    finally:
+        subprocess.run(["umount", "-l", tmp_path], check=True)
 
 
 async def test_a_file_size_limit_is_a_full_disk(directory: str) -> None:

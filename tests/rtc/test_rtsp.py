@@ -144,6 +144,8 @@ async def test_a_camera_beyond_the_limit_waits_for_room(
     async with running(made):
         await until(lambda: "limit" in last_end(made, "one") + last_end(made, "two"))
         assert sorted(item["state"] for item in made.status()["streams"].values()) == ["live", "waiting"]
+        (complaint,) = made.status()["complaints"]
+        assert "is not shown: " in complaint and "limit" in complaint
         go_on.set()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import ssl
 from pathlib import Path
@@ -79,6 +80,9 @@ async def test_a_camera_that_does_not_answer_is_asked_again(
     async with running(made):
         await until(lambda: made.status()["streams"]["ward"]["tracks"]["rtsp"]["attempts"] >= 3)
         figures = made.status()["streams"]["ward"]
+        # Said without a pause, however many attempts follow each other.
+        (complaint,) = made.status()["complaints"]
+    assert complaint == "camera ward is not shown: Connection refused"
     assert figures["state"] == "waiting"
     assert "refused" in figures["tracks"]["rtsp"]["last_end"]
     assert "secret" not in str(figures)
@@ -135,6 +139,20 @@ async def test_a_drain_sends_what_waits(tmp_path: Path) -> None:
         rig.outlet.hold()
         asyncio.get_running_loop().call_later(0.1, rig.outlet.open.set)
     assert [item.reason for item in rig.outlet.stopped] == [StopReason.DRAINED]
+
+
+async def test_a_drain_says_what_did_not_cross(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rig = Rig(tmp_path)
+    rig.side.drain_seconds = 0.2
+    caplog.set_level(logging.INFO)
+    async with rig:
+        await rig.send_pictures(video_packets("h264", coded_pictures("h264", 2)))
+        rig.outlet.hold()
+    assert any(
+        record.getMessage().startswith("the drain is over: ")
+        and record.getMessage().endswith(" records did not cross")
+        for record in caplog.records
+    )
 
 
 async def test_metrics_name_no_peer(tmp_path: Path) -> None:
