@@ -6,10 +6,13 @@ refusing or by not answering a second, is served by one. Associations are kept w
 send and released after `release_seconds`, so that such a device is free for others.
 
 What becomes of an object is decided by one table (`verdict`). A destination that is away is tried again with
-back-off and jitter, and nothing is lost or held up elsewhere meanwhile. An object on which the destination
-fails waits aside so that those behind it go on. Only while others are delivered is that held against the
-object, and after `MAX_ATTEMPTS` it is parked for an operator; a destination that fails on everything is at
-fault itself and is treated as away.
+back-off and jitter, and nothing is lost or held up elsewhere meanwhile.
+
+An object on which the destination fails waits aside, longer each time, and those behind it go on. Only while
+others are delivered is that held against the object, and after `MAX_ATTEMPTS` it is parked for an operator; a
+destination that fails on different objects is at fault itself and is treated as away. "Out of resources" is
+said of the destination, and by some of an object: the same one is tried again after a wait, `BUSY_PATIENCE`
+times, and then those behind it too. If one of them is taken it was the object.
 """
 
 from __future__ import annotations
@@ -49,8 +52,17 @@ MAX_ATTEMPTS = 10
 """Deliveries of one object that the destination may break off or fail, while it takes others, before the
 object is parked."""
 
-MAX_ASIDE = 64
+MAX_ASIDE = 256
 """Objects of one destination that wait aside; at the bound its other objects wait too."""
+
+BUSY_PATIENCE = 3
+"""Times that a destination may have no room for an object before those behind it are tried."""
+
+MAX_PROBES = 64
+"""Objects tried at a time while a destination has no room, so that no study of them stops everything."""
+
+MAX_PROBED_BYTES = 64 << 20
+"""The same bound for their bytes: they are sent for nothing, should the destination be full indeed."""
 
 log = logging.getLogger(__name__)
 
@@ -110,8 +122,14 @@ class Delivery:
         self._contexts: dict[Context, None] = {}
         self._aside: list[tuple[float, int, Entry]] = []
         self._failures = 0
-        self._fruitless = 0
-        """Objects that failed since one was delivered."""
+        self._failed: set[int] = set()
+        """Seqs of objects that failed since one was delivered; at most those aside and one of each slot."""
+        self._tries: dict[int, int] = {}
+        """Failures of objects that are aside or were, by seq, until each is delivered or parked."""
+        self._unwanted: list[Entry] = []
+        """Objects that found no room since the last wait: in nobody's hands, oldest first."""
+        self._busy_rounds = 0
+        """Waits in a row for room."""
         self._slots = 0
         self._opening = False
         """A further association is asked for and not answered yet. One at a time: each holds an object."""
@@ -205,12 +223,17 @@ class Delivery:
     async def _take(self, association: scu.Requestor | None, first: bool) -> Entry | None:
         """The next object, or None when there was none for `release_seconds` on an open association."""
         while True:
-            if self._aside and (self._aside[0][0] <= time.monotonic()):
-                return heapq.heappop(self._aside)[2]
-            if len(self._aside) < MAX_ASIDE:
-                entry = self._feed.next_nowait()
-                if entry is not None:
-                    return entry
+            # After a failure something new says whether it was the object's or the destination's.
+            doubtful = bool(self._failed or self._unwanted)
+            if not doubtful and (entry := self._due_aside()) is not None:
+                return entry
+            if len(self._aside) < MAX_ASIDE and (entry := self._feed.next_nowait()) is not None:
+                return entry
+            if (entry := self._due_aside()) is not None:
+                return entry
+            if self._unwanted:
+                self._return_unwanted()
+                continue
             wait = self.destination.release_seconds if association is not None or not first else None
             if self._aside:
                 due = max(self._aside[0][0] - time.monotonic(), 0.0)
@@ -223,6 +246,12 @@ class Delivery:
                     return await self._feed.next()
             except TimeoutError:
                 return None
+
+    def _due_aside(self) -> Entry | None:
+        """The object aside that is to be tried again by now."""
+        if self._aside and self._aside[0][0] <= time.monotonic():
+            return heapq.heappop(self._aside)[2]
+        return None
 
     async def _wait_for_more(self, seconds: float) -> None:
         """Until something new waits, at most `seconds`; with `MAX_ASIDE` aside nothing new is looked at."""
@@ -284,6 +313,7 @@ class Delivery:
 
     async def _away(self, error: PeerError) -> None:
         """Wait before the destination is tried again."""
+        self._return_unwanted()
         delay = min(self._sink.max_retry_seconds, self._sink.retry_seconds * 2 ** min(self._failures, 30))
         delay *= self._random.uniform(0.5, 1.0)
         self._failures += 1
@@ -312,7 +342,7 @@ class Delivery:
             return None
         except PeerError as error:
             self._set_aside(entry, error.reason, str(error))
-            return error if self._fruitless > 1 else None
+            return error if len(self._failed) > 1 else None
         what_now = verdict(status)
         if what_now is Verdict.DONE:
             self._done(entry, status, began)
@@ -322,10 +352,32 @@ class Delivery:
         elif what_now is Verdict.AGAIN:
             self._set_aside(entry, status, f"status 0x{status:04X}")
         else:
-            # No attempt of the object's: there is no room for any other either.
-            self._feed.put_back(entry)
-            return PeerError("out-of-resources", f"it answers status 0x{status:04X}")
+            return self._no_room(entry, status)
         return None
+
+    def _no_room(self, entry: Entry, status: int) -> PeerError | None:
+        """The destination says that it has no room: wait, or see whether it has for what is behind."""
+        if entry.attempts:
+            # It was this object's fault before, as far as anybody can tell.
+            self._set_aside(entry, status, f"status 0x{status:04X}")
+            return None
+        self._unwanted.append(entry)
+        probed = sum(each.size for each in self._unwanted)
+        if (
+            self._busy_rounds >= BUSY_PATIENCE
+            and len(self._unwanted) < MAX_PROBES
+            and probed < MAX_PROBED_BYTES
+            and self._feed.peek(1)
+        ):
+            return None
+        self._busy_rounds += 1
+        self._return_unwanted()
+        return PeerError("out-of-resources", f"it answers status 0x{status:04X}")
+
+    def _return_unwanted(self) -> None:
+        """Nothing is held against the objects that found no room: they come again first, in their order."""
+        while self._unwanted:
+            self._feed.put_back(self._unwanted.pop())
 
     async def _store(self, association: scu.Requestor, entry: Entry) -> int:
         fd = self._spool.open_data(entry)
@@ -346,9 +398,17 @@ class Delivery:
 
     def _done(self, entry: Entry, status: int, began: int) -> None:
         now = time.monotonic_ns()
-        self._failures = self._fruitless = 0
+        self._failures = self._busy_rounds = 0
+        self._failed.clear()
+        self._tries.pop(entry.seq, None)
         self.delivered += 1
         self.last_error = ""
+        # There is room, so it was the objects themselves.
+        unwanted, self._unwanted = self._unwanted, []
+        for each in unwanted:
+            self._failed.clear()
+            self._set_aside(each, "out-of-resources", "there is no room for it, but for others there is")
+        self._failed.clear()
         self._spool.done(entry, self.destination.name, status)
         self._metrics.count("objects_delivered", "Objects delivered", destination=self.destination.name)
         self._metrics.count(
@@ -362,6 +422,7 @@ class Delivery:
         self._delivered()
 
     def _park(self, entry: Entry, status: int | str) -> None:
+        self._tries.pop(entry.seq, None)
         self._spool.park(entry, self.destination.name, status)
         self._progress.set()
         self._metrics.count("objects_parked", "Objects refused for good", destination=self.destination.name)
@@ -370,17 +431,17 @@ class Delivery:
         """The destination failed on this object: let others pass, try it again later, park it in the end."""
         name = self.destination.name
         self.last_error = status if isinstance(status, str) else f"status 0x{status:04X}"
-        self._fruitless += 1
+        first_since_delivery = not self._failed
+        self._failed.add(entry.seq)
+        tries = self._tries[entry.seq] = self._tries.get(entry.seq, 0) + 1
         self._progress.set()
-        delay = min(self._sink.max_retry_seconds, self._sink.retry_seconds * 2**entry.attempts)
-        if self._fruitless == 1:
+        delay = min(self._sink.max_retry_seconds, self._sink.retry_seconds * 2 ** min(tries - 1, 30))
+        if first_since_delivery:
             if entry.attempts + 1 >= MAX_ATTEMPTS:
                 log.error("%s: object %s is parked after %d tries: %s", name, entry.id, MAX_ATTEMPTS, why)
                 self._park(entry, status)
                 return
             entry = self._spool.tried(entry, name, status)
-        log.warning(
-            "%s: object %s failed (try %d), again in %.1f s: %s", name, entry.id, entry.attempts, delay, why
-        )
+        log.warning("%s: object %s failed (try %d), again in %.1f s: %s", name, entry.id, tries, delay, why)
         due = time.monotonic() + delay * self._random.uniform(0.5, 1.0)
         heapq.heappush(self._aside, (due, entry.seq, entry))

@@ -398,6 +398,70 @@ async def test_an_object_that_fails_alone_waits_aside_and_is_parked_in_the_end(
             assert spool.stats().waiting == {"pacs": 0}
 
 
+@pytest.mark.parametrize("answer", [PeerError("aborted", "closed"), 0x0110, 0xA700])
+async def test_an_object_that_always_fails_lets_those_pass_that_come_later(
+    directory: str, peer: FakePeer, answer: int | Exception
+) -> None:
+    """However often it was tried alone before: what is new goes first."""
+    tries = []
+
+    def answered(instance: str) -> int | Exception:
+        tries.append(instance)
+        return answer if instance == "1.2.666" else 0
+
+    peer.answer = answered
+    async with opened(directory) as spool, delivering(spool, retry=0.001) as delivery:
+        await keep(spool, "1.2.666")
+        for number in range(3):
+            await until(lambda: len(tries) > 20 * (number + 1))  # noqa: B023
+            before = len(tries)
+            await keep(spool, f"1.2.{number}")
+            await until(lambda: f"1.2.{number}" in peer.instances)  # noqa: B023
+            assert tries.index(f"1.2.{number}") - before <= 2
+        assert delivery.parked == 0
+
+
+@pytest.mark.parametrize("bad", [1, 10])
+async def test_objects_that_are_answered_as_if_all_were_full_hold_up_no_others(
+    directory: str, peer: FakePeer, bad: int
+) -> None:
+    """A PACS may answer 0xA7xx for what it dislikes, however much room it has."""
+    disliked = set(uids(bad, first=600))
+    peer.answer = lambda instance: 0xA700 if instance in disliked else 0
+    async with opened(directory) as spool, delivering(spool, retry=0.001) as delivery:
+        await keep(spool, *sorted(disliked), *uids(3))
+        await until(lambda: delivery.delivered == 3)
+        number = 100
+        while delivery.parked < bad:
+            await keep(spool, f"1.2.{number}")
+            await until(lambda: f"1.2.{number}" in peer.instances)  # noqa: B023
+            number += 1
+            assert number < 1000
+        assert spool.stats().waiting == {"pacs": 0}
+
+
+async def test_what_found_no_room_is_not_forgotten_when_the_next_one_is_refused(
+    directory: str, peer: FakePeer
+) -> None:
+    answers = {"1.2.0": iter([0xA700] * (module.BUSY_PATIENCE + 1)), "1.2.1": iter([0xC000])}
+    peer.answer = lambda instance: next(answers.get(instance, iter([])), 0)
+    async with opened(directory) as spool, delivering(spool, retry=0.001) as delivery:
+        await keep(spool, *uids(2))
+        await until(lambda: peer.instances == ["1.2.0"])
+        assert delivery.parked == 1
+
+
+async def test_the_wait_of_an_object_aside_grows(
+    directory: str, peer: FakePeer, caplog: pytest.LogCaptureFixture
+) -> None:
+    peer.answer = lambda instance: 0x0110
+    async with opened(directory) as spool, delivering(spool, retry=0.01):
+        await keep(spool, "1.2.1")
+        await until(lambda: len(caplog.records) >= 5)
+    delays = [float(str(record.args[3])) for record in caplog.records[:5] if isinstance(record.args, tuple)]
+    assert delays == pytest.approx([0.01, 0.02, 0.04, 0.08, 0.08])
+
+
 async def test_one_object_alone_that_fails_is_never_given_up(directory: str, peer: FakePeer) -> None:
     failures = iter([PeerError("timeout", "no answer")] * 25)
     peer.answer = lambda instance: next(failures, 0)
