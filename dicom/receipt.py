@@ -183,15 +183,25 @@ class Receipt:
             self._refuse(part, "mismatch", "the data set is not the object that side A announced")
             return None
         if self._spool.known(facts.sop_instance, part.sha256):
+            log.info("object %s is in custody already, under another id", part.id)
             self._spool.bury(part, facts.sop_instance)
             self._count_duplicate()
-            return None
+            return self._unpark(facts.sop_instance, part.sha256) if self._any_parked() else None
         entry = self._spool.seal(part, facts)
         self.received += 1
         self._metrics.count("objects_received", "Objects that crossed the link")
         self._unsynced.append(entry)
         self._unsynced_bytes += entry.size
         return self._bound_unsynced() if self._over_bound() else None
+
+    def _any_parked(self) -> bool:
+        return any(self._spool.stats().parked.values())
+
+    async def _unpark(self, sop_instance: str, sha256: str) -> None:
+        """A sender that sends a parked object again hopes that its destination was mended."""
+        count = await self._spool.unpark(sop_instance, sha256)
+        if count:
+            log.info("it was parked, and %d deliveries of it wait again", count)
 
     def _facts(self, part: Part, start: ObjectStart | None) -> Facts:
         if start is None:

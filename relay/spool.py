@@ -69,10 +69,7 @@ __all__ = [
 
 
 _HAS = "SELECT 1 FROM objects WHERE id = ?1 UNION ALL SELECT 1 FROM tombstones WHERE id = ?1 LIMIT 1"
-_KNOWN = (
-    "SELECT 1 FROM objects WHERE sop_instance = ?1 AND sha256 = ?2 "
-    "UNION ALL SELECT 1 FROM tombstones WHERE sop_instance = ?1 AND sha256 = ?2 LIMIT 1"
-)
+_KNOWN = "SELECT 1 FROM objects WHERE sop_instance = ? AND sha256 = ? LIMIT 1"
 _LAYOUT = re.compile(r"[\x00-\x1f\x7f]+")
 
 
@@ -362,7 +359,10 @@ class Spool:
             raise self._index_error(error) from error
 
     def known(self, sop_instance: str, sha256: str) -> bool:
-        """Whether this instance with exactly this data set is in custody, or was."""
+        """Whether this instance with exactly this data set is in custody, delivered or not.
+
+        What retention has removed is not: whoever sends it again wants it delivered again.
+        """
         return self._ledger.known(sop_instance, sha256) or self._lookup(
             _KNOWN, sop_instance, bytes.fromhex(sha256)
         )
@@ -445,6 +445,14 @@ class Spool:
         feed = self.feed(destination)
         count: int = await self._bridge.job(lambda index: index.doubt(destination, byte_count))
         feed.rewind()
+        return count
+
+    async def unpark(self, sop_instance: str, sha256: str) -> int:
+        """Set parked deliveries of an object that is sent again back to waiting. Returns how many."""
+        count: int = await self._bridge.job(lambda index: index.unpark(sop_instance, bytes.fromhex(sha256)))
+        if count:
+            for feed in self._feeds.values():
+                feed.rewind()
         return count
 
     async def recent(self, destination: str, limit: int) -> tuple[ManifestEntry, ...]:

@@ -302,6 +302,22 @@ class Index:
             )
         return len(doubted)
 
+    def unpark(self, sop_instance: str, sha256: bytes) -> int:
+        """See `Spool.unpark`."""
+        found = self._database.execute(
+            "SELECT seq FROM objects WHERE sop_instance = ? AND sha256 = ?", (sop_instance, sha256)
+        ).fetchall()
+        with self._transaction() as database:
+            return sum(
+                database.execute(
+                    "UPDATE deliveries SET state = 0, updated_at = ?, turn = NULL "
+                    "WHERE seq = ? AND destination = ? AND state = 2",
+                    (time.time(), seq, number),
+                ).rowcount
+                for (seq,) in found
+                for number in self._active
+            )
+
     def forget(self, settled_before: float, limit: int, max_tombstones: int) -> list[tuple[str, str]]:
         """Remove up to `limit` delivered objects, oldest first; returns id and sha256 of their files.
 

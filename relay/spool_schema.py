@@ -67,7 +67,6 @@ CREATE TABLE tombstones (
     sha256 BLOB NOT NULL
 );
 CREATE INDEX tombstones_by_id ON tombstones (id);
-CREATE INDEX tombstones_by_instance ON tombstones (sop_instance);
 
 CREATE TABLE quarantine (
     id TEXT PRIMARY KEY,

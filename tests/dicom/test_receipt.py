@@ -278,6 +278,32 @@ async def test_a_duplicate_is_suppressed_and_not_missed(directory: str, restarte
             assert (side.receipt.missing, side.receipt.duplicates) == (set(), 1)
 
 
+async def test_a_duplicate_of_what_was_parked_lets_that_wait_again(directory: str) -> None:
+    """The destination refused it, was mended, and somebody sends the study once more."""
+    obj = made(1)
+    async with side_b(directory) as side:
+        await side.deliver(*records(obj, 1))
+        entry = await side.spool.feed("pacs").next()
+        side.spool.park(entry, "pacs", 0x0124)
+        await side.deliver(*records(obj, 2))
+        assert side.spool.stats().parked == {"pacs": 0}
+        assert (await side.spool.feed("pacs").next()).id == entry.id
+        assert side.receipt.duplicates == 1
+
+
+async def test_what_retention_removed_is_delivered_again(directory: str) -> None:
+    obj = made(1)
+    async with side_b(directory, retention_seconds=0) as side:
+        await side.deliver(*records(obj, 1))
+        side.spool.done(await side.spool.feed("pacs").next(), "pacs")
+        await side.spool.recent("pacs", 1)
+        assert await side.spool.sweep() == 1
+        await side.deliver(*records(obj, 1))
+        assert side.waiting() == [], "the link repeats an id; nobody sent it again"
+        await side.deliver(*records(obj, 2))
+        assert side.waiting() == [(obj.uid, obj.sha256)]
+
+
 async def test_another_data_set_under_the_same_instance_is_no_duplicate(directory: str) -> None:
     obj = made(1)
     changed = Made(uid=obj.uid, data=obj.data[:-2] + b"\1\2")

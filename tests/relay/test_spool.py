@@ -268,7 +268,7 @@ async def test_duplicates_are_known_before_and_after_removal(directory: str) -> 
         entry = await stored(spool, b"data", "1.2.77")
         for moment in ("unrecorded", "recorded", "removed"):
             assert spool.has(entry.id), moment
-            assert spool.known("1.2.77", entry.sha256), moment
+            assert spool.known("1.2.77", entry.sha256) == (moment != "removed"), moment
             assert not spool.known("1.2.77", "0" * 64), moment
             assert not spool.known("1.2.78", entry.sha256), moment
             assert not spool.has("0" * 32), moment
@@ -279,6 +279,18 @@ async def test_duplicates_are_known_before_and_after_removal(directory: str) -> 
                 assert await spool.sweep() == 1
                 with pytest.raises(SpoolError):
                     spool.open_data(entry)
+
+
+async def test_what_was_parked_waits_again_where_it_is_served(directory: str) -> None:
+    async with opened(directory) as spool:
+        entry, other = await stored(spool, b"data", "1.2.77"), await stored(spool, b"more", "1.2.78")
+        for each in (entry, other):
+            await spool.feed("pacs").next()
+            spool.park(each, "pacs", 0xC000)
+        assert await spool.unpark("1.2.77", other.sha256) == 0
+        assert await spool.unpark("1.2.77", entry.sha256) == 1
+        assert (spool.stats().waiting, spool.stats().parked) == ({"pacs": 1}, {"pacs": 1})
+        assert (await spool.feed("pacs").next()).id == entry.id
 
 
 async def test_tombstones_are_bounded(directory: str) -> None:
