@@ -240,7 +240,13 @@ class Acceptor(asyncio.BufferedProtocol):
         if rejection is not None:
             name = rejection.name.lower().replace("_", "-")
             server.rejected[name] += 1
-            log.warning("%s at %s: association rejected: %s", request.calling_ae_title, self.address, name)
+            log.warning(
+                "%r at %s, calling %r: association rejected: %s",
+                request.calling_ae_title,
+                self.address,
+                request.called_ae_title,
+                name,
+            )
             self._association.reject(rejection, _clock())
             return
         acceptable = server.acceptable

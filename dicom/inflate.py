@@ -16,7 +16,7 @@ from typing import BinaryIO, NamedTuple
 
 from dicom.faults import Reason, Refused
 from dicom.syntaxes import encoding_of
-from dicom.walk import DEFAULT_LIMITS, Outline, WalkLimits, no_clock, walk
+from dicom.walk import DEFAULT_LIMITS, Edit, Outline, WalkLimits, no_clock, walk
 from relay.records import Buffer
 
 CHUNK = 64 * 1024
@@ -50,15 +50,21 @@ DEFAULT_INFLATE_LIMITS = InflateLimits()
 
 
 class Inflated(NamedTuple):
-    """What came of a deflated data set: bytes inflated, and bytes of the stream itself.
+    """What came of a deflated data set: bytes inflated, bytes of the stream itself, and bytes that follow it.
 
-    `extra` bytes follow the stream that have no place in a data set: the checksum and size that gzip puts
-    there (RFC 1952 §2.3.1) and some writers of DICOM have copied. Where they are true they may be dropped.
+    One zero byte may follow, and the checksum and size that gzip puts there (RFC 1952 §2.3.1) and that some
+    writers of DICOM have copied; where those are true they may be dropped.
     """
 
     size: int
     stream: int
-    extra: int
+    after: int
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """What makes its length even, with nothing but that behind the stream (PS3.5 §A.5)."""
+        odd = self.stream % 2
+        return () if self.after == odd else ((self.stream, self.after, b"\0" * odd),)
 
 
 def inflate(
@@ -112,9 +118,7 @@ def inflate(
     if not stream.eof:
         raise Refused(Reason.TRUNCATED, f"the deflated data has no end after {fed} bytes")
     trailer = checksum.to_bytes(4, "little") + (written & 0xFFFFFFFF).to_bytes(4, "little")
-    if after in (b"", b"\0"):
-        return Inflated(written, used, 0)
-    if after in (trailer, trailer + b"\0"):
+    if after in (b"", b"\0", trailer, trailer + b"\0"):
         return Inflated(written, used, len(after))
     raise Refused(Reason.DEFLATE, "bytes follow the end of the deflated data")
 
@@ -159,7 +163,4 @@ def examine(
     if outline.edits:
         offset = outline.edits[0][0]
         raise Refused(Reason.DEFLATE, f"the deflated data set would need an edit at inflated byte {offset}")
-    if inflated.extra:
-        pad = b"\0" * (inflated.stream % 2)
-        return replace(outline, edits=((inflated.stream, inflated.extra, pad),))
-    return outline
+    return replace(outline, edits=inflated.edits)

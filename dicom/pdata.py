@@ -48,5 +48,8 @@ def command(context_id: int, data: bytes, max_length: int) -> bytes:
 
 
 def effective_length(announced: int, cap: int = UNLIMITED_PDU_LENGTH) -> int:
-    """The longest PDU to send to a peer that announced `announced` (0: no limit)."""
-    return min(announced, cap) if announced else cap
+    """The longest PDU to send to a peer that announced `announced` (0: no limit).
+
+    It is even, since fragments have to be (PS3.8 §E.1).
+    """
+    return min(announced, cap) & ~1 if announced else cap

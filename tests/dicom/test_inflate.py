@@ -80,6 +80,29 @@ def test_a_true_gzip_trailer_is_dropped_and_a_false_one_refused() -> None:
         assert caught.value.reason == Reason.DEFLATE
 
 
+@pytest.mark.parametrize("tail", [b"", b"\0"])
+@pytest.mark.parametrize("parity", [0, 1])
+def test_an_odd_length_is_made_even(parity: int, tail: bytes) -> None:
+    """Whatever the writer padded: an odd data set is sent in odd fragments, which peers abort on."""
+    stream = next(
+        raw
+        for length in range(0, 200, 2)
+        for raw in [_raw(names() + element(0x00100010, "PN", bytes(range(length))))]
+        if len(raw) % 2 == parity
+    )
+    data = stream + tail
+    edits = examine(memoryview(data), DEFLATED, scratch=scratch_file).edits
+    assert bool(edits) == (len(data) % 2 == 1)
+    put_right = b"".join(rebuilt(memoryview(data), edits))
+    assert put_right == stream + b"\0" * parity
+    assert examine(memoryview(put_right), DEFLATED, scratch=scratch_file).edits == ()
+
+
+def _raw(data: bytes) -> bytes:
+    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return packer.compress(data) + packer.flush()
+
+
 def test_cut_at_every_byte() -> None:
     raw = deflate(names())
     stream_end = len(raw.rstrip(b"\0"))
