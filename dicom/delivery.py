@@ -172,6 +172,23 @@ class Delivery:
             "last error": self.last_error or "none",
         }
 
+    def complaints(self) -> list[str]:
+        """What an operator should look at."""
+        name = self.destination.name
+        found = []
+        if self.state == "away":
+            found.append(f"destination {name} is away ({self.last_error}); objects wait for it")
+        if self._aside:
+            found.append(
+                f"destination {name} fails on {len(self._aside)} objects, which are tried again; see the log"
+            )
+        if self.parked:
+            found.append(
+                f"{self.parked} objects for destination {name} are parked: it refused them, or they "
+                "cannot be read; see medferry spool ls --only parked"
+            )
+        return found
+
     # ---- slots -------------------------------------------------------------------------------------------
 
     async def _slot(self, *, first: bool) -> None:

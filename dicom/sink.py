@@ -81,12 +81,5 @@ def _complaints(spool: Spool, receipt: Receipt, deliveries: list[Delivery]) -> l
     if receipt.full:
         found.append("the sink's spool is full and the link waits")
     for delivery in deliveries:
-        name = delivery.destination.name
-        if delivery.state == "away":
-            found.append(f"destination {name} is away ({delivery.last_error}); objects wait for it")
-        if delivery.parked:
-            found.append(
-                f"{delivery.parked} objects for destination {name} are parked: it refused them, or they "
-                "cannot be read; see medferry spool ls --only parked"
-            )
+        found += delivery.complaints()
     return found

@@ -419,6 +419,7 @@ async def test_an_object_that_always_fails_lets_those_pass_that_come_later(
             await until(lambda: f"1.2.{number}" in peer.instances)  # noqa: B023
             assert tries.index(f"1.2.{number}") - before <= 2
         assert delivery.parked == 0
+        await until(lambda: any("fails on 1 objects" in each for each in delivery.complaints()))
 
 
 @pytest.mark.parametrize("bad", [1, 10])
