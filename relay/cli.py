@@ -6,6 +6,14 @@ why), 2 the command or the configuration is wrong, 3 `status` found a relay that
 
 from __future__ import annotations
 
+import signal
+import sys
+
+if sys.argv[1:2] == ["run"]:
+    # The imports below take a quarter of a second, in which SIGHUP would end the relay. It waits instead for
+    # the supervisor, which lets it through once it can read the file again.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+
 import asyncio
 import json
 import os

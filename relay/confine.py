@@ -219,7 +219,11 @@ def main() -> None:
     """Entry of ``python -m relay.confine``."""
     fields = json.loads(sys.argv[1])
     fields["paths"] = tuple(fields["paths"])
-    apply(Confinement(**fields))
+    try:
+        apply(Confinement(**fields))
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        sys.exit(f"this process cannot be confined and ends: {where}{error.strerror}")
     os.execv(sys.argv[2], sys.argv[2:])
 
 

@@ -49,7 +49,7 @@ SINK_SHARE = 0.4
 """Of the drain time, what sources and sinks may use; the rest is for the link between them."""
 
 MAX_FILE_BYTES = 1 << 20
-"""Bytes of a key or certificate file that a worker is given."""
+"""Bytes of a key, certificate or SDP file: a longer one is refused, since it is something else."""
 
 LIVE_NICE = -10
 """Of the processes of lanes whose data is worthless when late: pictures and sound pass before studies."""
@@ -169,7 +169,11 @@ class Lane:
                         "run medferry as root or remove the key"
                     )
                 for listener in side.listeners():
-                    opened = open_listener(listener, side.netns)
+                    try:
+                        opened = open_listener(listener, side.netns)
+                    except MedferryError as error:
+                        key = _key_of(side.model_dump(), listener.address) or listener.name
+                        raise MedferryError(f"lane {self.settings.name!r}.{name}.{key}: {error}") from None
                     self.sockets.setdefault(name, {}).setdefault(listener.name, []).extend(opened)
                 self._prepare_directory(name)
                 self._copy_files(name)
@@ -177,7 +181,7 @@ class Lane:
             self.close()
             raise MedferryError(
                 f"lane {self.settings.name!r}: {error.filename}: {error.strerror}: "
-                "make it readable and writable for medferry's user"
+                "medferry's user must be able to read files and to write into the state directory"
             ) from None
         except MedferryError:
             self.close()
@@ -203,7 +207,13 @@ class Lane:
         copies = self._files.setdefault(name, {})
         for path in self.side(name).files():
             with open(path, "rb") as file:
-                content = file.read(MAX_FILE_BYTES)
+                content = file.read(MAX_FILE_BYTES + 1)
+            if len(content) > MAX_FILE_BYTES:
+                # A part of it would be something else than what was meant.
+                raise MedferryError(
+                    f"lane {self.settings.name!r}.{name}: {path} has over {MAX_FILE_BYTES} bytes: "
+                    "name a file with a key, a certificate or an SDP alone"
+                )
             fd = copies[path] = os.memfd_create("file", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             os.write(fd, content)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
@@ -333,6 +343,37 @@ class Lane:
         }
 
 
+def _key_of(table: dict[str, Any], address: str) -> str:
+    """The key below `table` whose value is `address`, as ``whip.listen``; nothing where it is no key's."""
+    for key, value in table.items():
+        if value == address:
+            return key
+        if isinstance(value, dict) and (inner := _key_of(value, address)):
+            return f"{key}.{inner}"
+    return ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """A reload that did not take place."""
+
+    problems: tuple[str, ...]
+    back: tuple[str, ...] = ()
+    """Lanes that were ended for it and run again as before."""
+    lost: tuple[str, ...] = ()
+    """Lanes that were ended for it and could not be put back."""
+
+    @property
+    def outcome(self) -> str:
+        """What became of the lanes, for the log."""
+        parts = []
+        if self.back:
+            parts.append(f"ended and started again as before: {', '.join(self.back)}")
+        if self.lost:
+            parts.append(f"ended and not put back: {', '.join(self.lost)}")
+        return "; ".join(parts) or "nothing changed"
+
+
 class Supervisor:
     """All lanes of one relay, from `run` to its end."""
 
@@ -344,6 +385,8 @@ class Supervisor:
         self._lanes: dict[str, Lane] = {}
         self._started_at = time.monotonic()
         self._not_started: dict[str, str] = {}
+        self._refused = ""
+        """What the service manager is told beside that the lanes listen: of a reload that was refused."""
         self._changed = asyncio.Event()
         self._announced = False
         self._stop = asyncio.Event()
@@ -361,6 +404,8 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload.set)
+        # The command held back those that came before this; processes must not inherit that.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         control = await self._serve_control()
         try:
             for settings in self._config.lanes:
@@ -415,7 +460,9 @@ class Supervisor:
     async def _answer(self, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError):
             writer.write(json.dumps(self.state()).encode())
-            await writer.drain()
+            if not await within(ASK_SECONDS, writer.drain()):
+                # Who asked gave up by now: what is left of the answer need not be kept for it.
+                writer.transport.abort()
         writer.close()
 
     def _open(self, settings: LaneSettings) -> Lane:
@@ -441,9 +488,9 @@ class Supervisor:
             if not self._announced and all(lane.ready for lane in self._lanes.values()):
                 self._announced = True
                 self._state = "ready"
-                names = ", ".join(self._lanes)
-                print(f"ready: {len(self._lanes)} lane(s) listen: {names}", flush=True)
-                notify(READY=1, STATUS=f"{len(self._lanes)} lane(s) listen", MAINPID=os.getpid())
+                listen = f"{len(self._lanes)} lane(s) listen"
+                print(f"ready: {listen}: {', '.join(self._lanes)}", flush=True)
+                notify(READY=1, STATUS=listen + self._refused, MAINPID=os.getpid())
             await self._changed.wait()
 
     async def _reloads(self, tasks: asyncio.TaskGroup) -> None:
@@ -451,23 +498,26 @@ class Supervisor:
             await self._reload.wait()
             self._reload.clear()
             notify(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000)
-            problems = await self._reload_once(tasks)
-            for problem in problems:
-                log.error("reload refused, nothing changed: %s", problem)
-            if problems:
-                notify(READY=1, STATUS=f"reload refused: {len(problems)} problem(s), see the log")
-            else:
-                self._announced = False
+            refusal = await self._reload_once(tasks)
+            self._refused = ""
+            if refusal is not None:
+                for problem in refusal.problems:
+                    log.error("reload refused, %s: %s", refusal.outcome, problem)
+                self._refused = f"; reload refused: {len(refusal.problems)} problem(s), see the log"
+            if refusal is None or refusal.back or refusal.lost:
+                self._announced, self._state = False, "starting"
                 self._changed.set()
+            else:
+                notify(READY=1, STATUS=self._refused.removeprefix("; "))
 
-    async def _reload_once(self, tasks: asyncio.TaskGroup) -> list[str]:
-        """Go over to the file as it is now, or say why not and leave everything as it was."""
+    async def _reload_once(self, tasks: asyncio.TaskGroup) -> Refusal | None:
+        """Go over to the file as it is now, or say why not and put everything back as it was."""
         try:
             config = read(self._path)
         except ConfigError as error:
-            return [f"{self._path}: {problem}" for problem in error.problems]
+            return Refusal(problems=tuple(error.problems))
         if config.relay != self._config.relay:
-            return ["[relay] itself changed: restart medferry for that"]
+            return Refusal(problems=("[relay] itself changed: restart medferry for that",))
         wanted = {settings.name: settings for settings in config.lanes}
         gone = {name: lane for name, lane in self._lanes.items() if lane.settings != wanted.get(name)}
         # New lanes may listen where old ones did, so these end before it is known that those can start.
@@ -481,10 +531,11 @@ class Supervisor:
                 for problem in self._open_all([lane.settings], tasks):
                     log.error("lane %s could not be put back: %s", lane.settings.name, problem)
                     self._not_started[lane.settings.name] = problem
-            return problems
+            back = tuple(name for name in gone if name not in self._not_started)
+            return Refusal(problems=tuple(problems), back=back, lost=tuple(self._not_started))
         self._config, self._not_started = config, {}
         log.info("reloaded: %d lane(s), %d ended or changed", len(self._lanes), len(gone))
-        return []
+        return None
 
     def _open_all(self, lanes: list[LaneSettings], tasks: asyncio.TaskGroup) -> list[str]:
         """Open and start all of `lanes`, or none; returns what was in the way."""
@@ -507,9 +558,8 @@ class Supervisor:
         return problems
 
     async def _drain(self, lanes: list[Lane]) -> None:
-        if len(lanes) == len(self._lanes):
-            self._state = "draining"
         if self._stop.is_set():
+            self._state = "draining"
             notify(STOPPING=1)
         deadline = time.monotonic() + self._config.relay.drain_seconds
         await asyncio.gather(*(lane.drain(deadline) for lane in lanes))
@@ -547,8 +597,9 @@ def ask(state_directory: str) -> dict[str, Any]:
             with sock.makefile("rb") as answer:
                 state: dict[str, Any] = json.loads(answer.read(MAX_STATE_BYTES))
                 return state
-    except OSError as error:
-        reason = error.strerror or "it does not answer"
+    except (OSError, ValueError) as error:
+        # ValueError: it ended in the middle of its answer.
+        reason = (error.strerror if isinstance(error, OSError) else None) or "it does not answer"
         raise MedferryError(
             f"no relay runs on {state_directory} ({reason}): start it with medferry run FILE"
         ) from None

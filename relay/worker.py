@@ -21,7 +21,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -289,6 +289,15 @@ def _build(boot: Bootstrap, lane: LaneSettings) -> SourceSide | SinkSide:
     return SinkSide(inlet=ValveInlet(link, decoder), **common)
 
 
+def _leaves(group: BaseExceptionGroup[Exception]) -> Iterator[Exception]:
+    """The errors of a group and of the groups within it: each has its own message, a group has none."""
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
+
+
 def main() -> int:
     """Entry of ``python -m relay.worker``; the exit status is 0 after a drain, 1 after a fault."""
     boot = Bootstrap.model_validate_json(sys.stdin.buffer.read())
@@ -296,7 +305,11 @@ def main() -> int:
     sys.setswitchinterval(SWITCH_INTERVAL)
     lane = _own_part(load(boot.settings), boot)
     coroutine = load(boot.serve)
-    lock = _lock(boot.state)
+    try:
+        lock = _lock(boot.state)
+    except MedferryError as error:
+        logging.getLogger(f"medferry.{boot.lane['name']}.{boot.side}").error("%s", error)
+        return 1
     side = _build(boot, lane)
     # What was imported stays: keep the collector from walking it again and again.
     gc.collect()
@@ -306,8 +319,8 @@ def main() -> int:
             loop.run_until_complete(_run(side, coroutine, Reporter(boot.report_fd)))
     except ExceptionGroup as group:
         expected, faults = group.split(MedferryError)
-        for error in expected.exceptions if expected else ():
-            side.log.error("%s", error)
+        for message in dict.fromkeys(map(str, _leaves(expected) if expected else ())):
+            side.log.error("%s", message)
         if faults is not None:
             raise faults from None
         return 1

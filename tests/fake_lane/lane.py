@@ -142,6 +142,21 @@ async def sink(side: SinkSide) -> None:
         await side.inlet.pump(deliver)
 
 
+async def nested_faults(side: SinkSide) -> None:
+    """Fail as a spool under an association under a server would."""
+
+    async def fail(message: str) -> None:
+        raise PeerError("fault", message)
+
+    async def inner() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            for message in ("the first", "the second"):
+                tasks.create_task(fail(message))
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(inner())
+
+
 def inspect() -> dict[str, object]:
     """What a taken-over source would see of itself."""
     return {

@@ -85,8 +85,10 @@ def test_a_hard_limit_that_is_lower_already_is_kept() -> None:
 
 def test_what_cannot_be_had_ends_the_process() -> None:
     done = confined(Confinement(netns="no-such-namespace"))
-    assert done.returncode != 0
+    assert done.returncode == 1
     assert done.stdout == ""
+    [line] = done.stderr.splitlines()
+    assert line.startswith("this process cannot be confined and ends: ")
 
 
 def test_a_supervisor_that_is_gone_already_is_noticed() -> None:

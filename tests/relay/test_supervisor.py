@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import signal
 import socket
+import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from relay.supervisor import CONTROL_SOCKET, Epochs, ask
+from relay.config import parse
+from relay.errors import MedferryError
+from relay.supervisor import CONTROL_SOCKET, MAX_FILE_BYTES, Epochs, LogSettings, Supervisor, ask
 from tests.fake_lane import kit
-from tests.product import Product
+from tests.product import REPOSITORY, Product
+from tests.relay.test_config import CONTRACT
 
 QUICK = "drain_seconds = 5"
 
@@ -170,6 +177,16 @@ def test_a_wrong_file_changes_nothing(product: Product, name: str) -> None:
     product.config_file.write_text(good)
 
 
+def test_a_file_that_is_gone_is_named_once(product: Product) -> None:
+    good, lines = product.config_file.read_text(), len(product.lines)
+    product.config_file.unlink()
+    product.process.send_signal(signal.SIGHUP)
+    kit.until(lambda: any("reload refused" in line for line in product.lines[lines:]), "it is refused")
+    [line] = [line for line in product.lines[lines:] if "reload refused" in line]
+    assert line.count(str(product.config_file)) == 1
+    product.config_file.write_text(good)
+
+
 def _ready_again(product: Product, lines: int) -> bool:
     return any(line.startswith("ready") for line in product.lines[lines:])
 
@@ -213,6 +230,36 @@ def test_a_reload_that_cannot_listen_is_taken_back(product: Product) -> None:
     assert [lane["name"] for lane in ask(str(product.state))["lanes"]] == ["one", "two"]
     assert stays(product, "one", before)
     kit.until(lambda: kit.lane_state(product, "two")["state"] == "running", "the removed lane is back")
+    [line] = [line for line in product.lines[lines:] if "reload refused" in line]
+    assert "ended and started again as before: two" in line
+    assert "nothing changed" not in line
+    assert "lane 'three'.source.listen: cannot listen on 127.0.0.1:" in line
+    product.config_file.write_text(good)
+
+
+def test_a_reload_that_ended_every_lane_in_vain_leaves_a_relay_that_is_ready(product: Product) -> None:
+    good, lines = product.config_file.read_text(), len(product.lines)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        changed = good.replace("[lane.sink]", "[lane.sink]\nslow = 0.001")
+        reload(product, changed + kit.lane("three", port=taken.getsockname()[1]))
+        kit.until(lambda: any("reload refused" in line for line in product.lines[lines:]), "it is refused")
+    kit.until(lambda: _ready_again(product, lines), "it says that it is ready again")
+    kit.until(lambda: ask(str(product.state))["state"] == "ready", "and status does as well")
+    assert any("started again as before: one, two" in line for line in product.lines[lines:])
+    product.config_file.write_text(good)
+
+
+def test_a_new_lane_that_cannot_listen_changes_nothing(product: Product) -> None:
+    good, lines = product.config_file.read_text(), len(product.lines)
+    before = (kit.pids(product, "one"), kit.pids(product, "two"))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        reload(product, good + kit.lane("three", port=taken.getsockname()[1]))
+        kit.until(lambda: any("nothing changed" in line for line in product.lines[lines:]), "it is refused")
+    assert (kit.pids(product, "one"), kit.pids(product, "two")) == before
     product.config_file.write_text(good)
 
 
@@ -231,6 +278,40 @@ def test_a_lane_that_never_gets_ready_does_not_stop_a_later_reload(product: Prod
 
 
 # Relays of their own
+
+
+def test_a_reload_asked_for_while_it_still_starts_is_done_and_not_its_end(tmp_path: Path) -> None:
+    hangup = 1 << (signal.SIGHUP - 1)
+
+    def holds_it_back(pid: int) -> bool:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return bool(int(next(line for line in lines if line.startswith("SigBlk:")).split()[1], 16) & hangup)
+
+    file = tmp_path / "medferry.toml"
+    file.write_text(kit.relay(kit.lane("one"), keys=QUICK))
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"}
+    with (
+        subprocess.Popen(
+            [*kit.COMMAND, "run", str(file)],
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process,
+        contextlib.ExitStack() as ending,
+    ):
+        ending.callback(process.terminate)
+        kit.until(lambda: holds_it_back(process.pid), "it has begun")
+        process.send_signal(signal.SIGHUP)
+        assert process.stdout is not None
+        assert any("reloaded: 1 lane(s), 0 ended or changed" in line for line in process.stdout)
+        assert not holds_it_back(process.pid)
+        worker = ask(str(tmp_path / "medferry-state"))["lanes"][0]["source"]["pid"]
+        assert not holds_it_back(worker)
+        process.terminate()
+        process.communicate(timeout=20)
+        assert process.returncode == 0
 
 
 def test_the_service_manager_hears_of_ready_reload_and_end(notices: socket.socket, tmp_path: Path) -> None:
@@ -316,6 +397,13 @@ def test_a_key_file_that_is_not_there_is_told_at_the_start(tmp_path: Path) -> No
     assert "No such file" in message
 
 
+def test_a_file_that_is_too_long_is_refused_and_not_cut(tmp_path: Path) -> None:
+    key = tmp_path / "key.pem"
+    key.write_bytes(b"x" * (MAX_FILE_BYTES + 1))
+    message = _fails(kit.relay(kit.lane("one", source=f'key_file = "{key}"')), tmp_path)
+    assert f"{key} has over {MAX_FILE_BYTES} bytes" in message
+
+
 def test_a_key_file_is_handed_over_and_read_anew_at_each_start(tmp_path: Path) -> None:
     key = tmp_path / "key.pem"
     key.write_text("x" * 10)
@@ -337,3 +425,42 @@ def test_asking_where_no_relay_runs_says_so(tmp_path: Path) -> None:
     done = kit.command("status", "--state", str(tmp_path), directory=tmp_path)
     assert done.returncode == 1
     assert "start it with medferry run FILE" in done.stderr
+
+
+def test_an_answer_that_breaks_off_is_told_in_a_line(tmp_path: Path) -> None:
+    """The supervisor ended, or was ended, while it answered."""
+    path = str(tmp_path / CONTROL_SOCKET)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
+        server.bind(path)
+        server.listen()
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            connection.sendall(b'{"relay": "te')
+            connection.close()
+
+        answering = threading.Thread(target=answer)
+        answering.start()
+        with pytest.raises(MedferryError, match="it does not answer"):
+            ask(str(tmp_path))
+        answering.join()
+
+
+async def test_who_asks_and_does_not_read_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("relay.supervisor.ASK_SECONDS", 0.05)
+    monkeypatch.setattr(Supervisor, "state", lambda self: {"filling": "x" * (8 << 20)})
+    supervisor = Supervisor("absent", parse(CONTRACT), LogSettings())
+    answered = asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await supervisor._answer(reader, writer)
+        answered.set()
+
+    server = await asyncio.start_unix_server(answer, tmp_path / "s")
+    _, writer = await asyncio.open_unix_connection(tmp_path / "s", limit=1)
+    async with asyncio.timeout(10):
+        await answered.wait()
+    writer.close()
+    server.close()

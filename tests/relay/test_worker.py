@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,7 @@ from relay.errors import MedferryError
 from relay.metrics import Metrics
 from relay.web import METRICS_LIMITS
 from relay.worker import Bootstrap, Reporter, Side, _lock, _own_part, _serve_metrics
+from tests.product import REPOSITORY
 from tests.relay.test_config import CONTRACT
 
 
@@ -115,13 +117,8 @@ async def test_figures_are_served_within_limits(tmp_path: Path) -> None:
         await server.stop()
 
 
-@pytest.mark.parametrize("side", ["source", "sink"])
-@pytest.mark.parametrize("number", [0, 1])
-def test_a_side_knows_its_own_part_as_it_was_read_and_nothing_of_the_other(side: str, number: int) -> None:
-    lane = parse(CONTRACT).lanes[number]
-    other = "sink" if side == "source" else "source"
-    table = lane.model_dump(mode="json", by_alias=True, exclude={other})
-    boot = Bootstrap.model_validate(
+def _boot(side: str, table: dict[str, Any], **changes: Any) -> Bootstrap:
+    return Bootstrap.model_validate(
         {
             "relay_name": "edge-1",
             "side": side,
@@ -140,8 +137,67 @@ def test_a_side_knows_its_own_part_as_it_was_read_and_nothing_of_the_other(side:
             "drain_seconds": 1.0,
             "log_style": "json",
             "log_level": "info",
+            **changes,
         }
     )
+
+
+def _worker(directory: Path, serve: str) -> subprocess.CompletedProcess[str]:
+    """Run a worker, the sink of a fake lane, to its end."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    report_out, report_in = os.pipe()
+    table = {"name": "one", "kind": "fake", "sink": {}}
+    boot = _boot(
+        "sink",
+        table,
+        serve=serve,
+        settings="tests.fake_lane.lane:FakeLane",
+        state=str(directory),
+        link_fd=theirs.fileno(),
+        report_fd=report_in,
+        log_style="text",
+    )
+    with ours, theirs:
+        try:
+            return subprocess.run(
+                [sys.executable, "-m", "relay.worker"],
+                input=boot.model_dump_json(),
+                pass_fds=(theirs.fileno(), report_in),
+                env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+                capture_output=True,
+                text=True,
+                timeout=40,
+                check=False,
+            )
+        finally:
+            os.close(report_out)
+            os.close(report_in)
+
+
+def test_faults_in_tasks_of_tasks_are_told_one_by_one(tmp_path: Path) -> None:
+    done = _worker(tmp_path, "tests.fake_lane.lane:nested_faults")
+    assert done.returncode == 1
+    assert [line.split("one.sink ")[1] for line in done.stderr.splitlines()] == ["the first", "the second"]
+
+
+def test_a_directory_that_another_holds_is_told_in_a_line(tmp_path: Path) -> None:
+    lock = _lock(str(tmp_path))
+    try:
+        done = _worker(tmp_path, "tests.fake_lane.lane:nested_faults")
+    finally:
+        os.close(lock)
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
+    assert "is in use by another process" in line
+
+
+@pytest.mark.parametrize("side", ["source", "sink"])
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_side_knows_its_own_part_as_it_was_read_and_nothing_of_the_other(side: str, number: int) -> None:
+    lane = parse(CONTRACT).lanes[number]
+    other = "sink" if side == "source" else "source"
+    table = lane.model_dump(mode="json", by_alias=True, exclude={other})
+    boot = _boot(side, table)
     known = _own_part(type(lane), boot)
     assert getattr(known, side) == getattr(lane, side)
     assert getattr(known, other).model_dump(exclude_none=True) == {}
