@@ -247,7 +247,8 @@ class ValveInlet:
     def _tell(self, error: WireError) -> None:
         if self._heard >= self._log_again_at:
             self._log_again_at = self._heard + REFUSAL_LOG_SECONDS
-            log.warning("fragment refused: %s; refused so far: %s", error, self.decoder.counters.refused)
+            # Its words, since the error's own frames hold the memory of a record of 25 MB.
+            log.warning("fragment refused: %s; refused so far: %s", str(error), self.decoder.counters.refused)
 
 
 def _drop(unfinished: _Unfinished | None) -> None:
