@@ -74,10 +74,9 @@ def check(file: ConfigFile, as_json: Json = False) -> None:
     problems: list[str] = []
     try:
         settings = config.read(file)
+        problems = [f"{file}: {problem}" for problem in config.unreadable(settings)]
     except ConfigError as error:
-        problems = [
-            problem if problem.startswith(file) else f"{file}: {problem}" for problem in error.problems
-        ]
+        problems = list(error.problems)
     if as_json:
         typer.echo(json.dumps({"ok": not problems, "problems": problems}))
     elif problems:

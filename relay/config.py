@@ -16,7 +16,7 @@ import tomllib
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool
 
 from relay.errors import ConfigError
 from relay.lanes import LANE_KINDS, load
@@ -29,10 +29,15 @@ MAX_LANES = 64
 
 
 def _address(text: str) -> str:
-    host, port = split_address(text)
-    if not 0 <= port <= 65535:
+    _, port = split_address(text)
+    if port > 65535:
         raise ValueError(f"port {port} is outside 0 to 65535: choose another")
-    del host
+    return text
+
+
+def _directory(text: str) -> str:
+    if not text or "\0" in text:
+        raise ValueError("this names no directory: write a path, as in /var/lib/medferry")
     return text
 
 
@@ -109,7 +114,7 @@ class LaneSettings(Settings):
 
     name: Name
     kind: str
-    lab: bool = False
+    lab: StrictBool = False
     """Plaintext and wildcard peers are allowed. Never for patient data."""
     link_bytes_per_second: Annotated[int, Field(ge=0, le=100_000_000_000)] = 0
     """Most that the valve lets pass, 0 for no limit."""
@@ -121,11 +126,11 @@ class RelaySettings(Settings):
     """The ``[relay]`` table."""
 
     name: Name
-    state: str = "./medferry-state"
+    state: Annotated[str, AfterValidator(_directory)] = "./medferry-state"
     """Directory of spools and quarantine. Relative to the directory medferry is started in."""
     drain_seconds: Annotated[float, Field(ge=1, le=600)] = 20.0
     """After SIGTERM the relay has ended within this time; what is undelivered by then waits in the spool."""
-    separate_users: bool = True
+    separate_users: StrictBool = True
     """As root, give each side its own uid. Ignored, and said so in status, without root."""
     uid_base: Annotated[int, Field(ge=1000, le=2**31)] = 61_184
     """First uid of those given to workers: source, valve and sink of the first lane get base, base+1, base+2,
@@ -155,7 +160,9 @@ def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list
         if field is None:
             return []
         current = _model_of(field.annotation)
-    return list(current.model_fields) if hasattr(current, "model_fields") else []
+    if not hasattr(current, "model_fields"):
+        return []
+    return [field.alias or name for name, field in current.model_fields.items()]
 
 
 def _model_of(annotation: Any) -> Any:
@@ -172,8 +179,14 @@ def _problems(
     model: type[BaseModel], error: pydantic.ValidationError, lane: dict[str, Any] | None
 ) -> list[str]:
     problems = []
-    for item in error.errors(include_url=False):
+    items = error.errors(include_url=False)
+    for item in items:
         location = item["loc"]
+        if item["type"] == "too_short" and any(
+            len(other["loc"]) > len(location) and other["loc"][: len(location)] == location for other in items
+        ):
+            # What is wrong in a list leaves the list short, too.
+            continue
         where = _where(lane, location)
         if item["type"] == "extra_forbidden":
             known = _known_keys(model, location)
@@ -194,11 +207,15 @@ def _advice(message: str) -> str:
         return own
     for beginning, (what, write) in _PHRASES.items():
         if message.startswith(beginning):
-            return f"{what}: write {write}{message.removeprefix(beginning)}"
+            rest = message.removeprefix(beginning) if write == "" or write.endswith(" ") else ""
+            return f"{what}: write {write}{rest}"
     return f"cannot be used: {message[0].lower()}{message[1:]}"
 
 
 _PHRASES = {
+    "Input should be a valid dictionary": ("not what belongs here", "a table"),
+    "Input should be a valid tuple": ("not what belongs here", "a list, in [ and ]"),
+    "Input should be a valid boolean": ("not what belongs here", "true or false"),
     "Input should be ": ("not what belongs here", ""),
     "String should match pattern ": ("has characters that may not be there", "what matches "),
     "String should have ": ("wrong length", "a text of "),
@@ -277,7 +294,7 @@ def read(path: str) -> Config:
     """Read and check a configuration file.
 
     Raises:
-        ConfigError: The file cannot be read or is wrong.
+        ConfigError: The file cannot be read or is wrong; each problem begins with `path`.
     """
     try:
         with open(path, "rb") as file:
@@ -287,6 +304,23 @@ def read(path: str) -> Config:
     if len(raw) > MAX_CONFIG_BYTES:
         raise ConfigError([f"{path}: over {MAX_CONFIG_BYTES} bytes: this is no configuration file"])
     try:
-        return parse(raw.decode("utf-8"))
+        return parse(raw.decode("utf-8-sig"))
     except UnicodeDecodeError:
         raise ConfigError([f"{path}: not UTF-8: save it as UTF-8"]) from None
+    except ConfigError as error:
+        raise ConfigError([f"{path}: {problem}" for problem in error.problems]) from None
+
+
+def unreadable(config: Config) -> list[str]:
+    """What is wrong with the files that `config` names, as far as this user can tell by opening them."""
+    problems = []
+    for lane in config.lanes:
+        for name, side in (("source", lane.source), ("sink", lane.sink)):
+            for path in side.files():
+                try:
+                    with open(path, "rb") as file:
+                        file.read(1)
+                except OSError as error:
+                    reason = os.strerror(error.errno or 0)
+                    problems.append(f"lane {lane.name!r}.{name}: {path}: {reason}: name a readable file")
+    return problems

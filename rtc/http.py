@@ -16,12 +16,11 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from relay.config import split_address
 from relay.errors import PeerError
 from relay.web import MALFORMED
 from rtc.ice import IceSettings
 from rtc.offer import MAX_LINE_CHARS, MAX_SDP_BYTES, attributes
-from rtc.settings import ANY_STREAM, IceServer, WebRtcSettings, split_ports
+from rtc.settings import ANY_STREAM, IceServer, WebRtcSettings, split_ice_url, split_ports
 
 SDP_TYPE = "application/sdp"
 FRAGMENT_TYPE = "application/trickle-ice-sdpfrag"
@@ -218,16 +217,13 @@ def ice_settings(settings: WebRtcSettings, *, lab: bool) -> IceSettings:
     transport, tls = "udp", False
     for server in settings.ice_servers:
         for url in server.urls:
-            scheme, _, rest = url.partition(":")
-            address, _, query = rest.partition("?")
-            if ":" not in address:
-                address += ":5349" if scheme == "turns" else ":3478"
-            if scheme == "stun" and stun is None:
-                stun = split_address(address)
-            elif scheme != "stun" and turn is None:
-                turn = split_address(address)
-                user, credential, tls = server.username, server.credential, scheme == "turns"
-                transport = query.removeprefix("transport=") or ("tcp" if tls else "udp")
+            parts = split_ice_url(url)
+            if parts.scheme == "stun" and stun is None:
+                stun = parts.host, parts.port
+            elif parts.scheme != "stun" and turn is None:
+                turn = parts.host, parts.port
+                user, credential, tls = server.username, server.credential, parts.scheme == "turns"
+                transport = parts.transport
     return IceSettings(
         addresses=settings.addresses,
         ports=split_ports(settings.udp_ports) if settings.udp_ports else None,

@@ -10,10 +10,11 @@ Never here: I/O. The worker reads the files that `files()` names.
 from __future__ import annotations
 
 import ipaddress
+import re
 import urllib.parse
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, StrictBool, model_validator
 
 from relay.config import Address, LaneSettings, Listener, Name, Settings, SideSettings, split_address
 
@@ -36,18 +37,25 @@ AUDIO_CLOCK = 48_000
 
 
 def _network(text: str) -> str:
-    ipaddress.ip_network(text, strict=False)
+    try:
+        ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError(f"{text!r} is no network: write 192.0.2.7 or 192.0.2.0/24") from None
     return text
 
 
 def _ip(text: str) -> str:
-    return str(ipaddress.ip_address(text))
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise ValueError(f"{text!r} is no IP address: write one, as in 192.0.2.7") from None
 
 
 def _media_address(text: str) -> str:
-    host, port = split_address(text)
-    del host
-    if port > 65534:
+    _, port = split_address(text)
+    if port > 65535:
+        raise ValueError(f"port {port} is outside 0 to 65535: choose another")
+    if port == 65535:
         raise ValueError("port 65535 leaves none for RTCP above it: choose a lower, even port")
     return text
 
@@ -72,17 +80,52 @@ def split_ports(text: str) -> tuple[int, int]:
 
 
 def _rtsp_url(text: str) -> str:
-    parts = urllib.parse.urlsplit(text)
-    if parts.scheme not in ("rtsp", "rtsps") or not parts.hostname:
+    try:
+        parts = urllib.parse.urlsplit(text)
+        host = parts.hostname
+    except ValueError:
+        host = None
+    if not host or parts.scheme not in ("rtsp", "rtsps"):
         raise ValueError("not an RTSP address: write rtsp://host/path or rtsps://host/path")
     return text
 
 
-def _ice_url(text: str) -> str:
-    if not text.startswith(("stun:", "turn:", "turns:")):
+class IceUrl(NamedTuple):
+    """A STUN or TURN URI in its parts (RFC 7064, RFC 7065)."""
+
+    scheme: str
+    host: str
+    port: int
+    transport: str
+    """``udp`` or ``tcp``."""
+
+
+def split_ice_url(text: str) -> IceUrl:
+    """``stun:host:port``, ``turn:host:port?transport=udp`` or ``turns:host:port``; the port may be left out.
+
+    Raises:
+        ValueError: `text` is none of them.
+    """
+    scheme, _, rest = text.partition(":")
+    address, mark, query = rest.partition("?")
+    transport = query.removeprefix("transport=") if mark else "tcp" if scheme == "turns" else "udp"
+    if scheme not in ("stun", "turn", "turns") or transport not in ("udp", "tcp"):
         raise ValueError(f"{text!r}: write stun:host:port, turn:host:port or turns:host:port")
+    if not re.search(r":[0-9]+$", address) or address.endswith("]"):
+        address += ":5349" if scheme == "turns" else ":3478"
+    host, port = split_address(address)
+    if not 0 < port <= 65535:
+        raise ValueError(f"{text!r}: port {port} is outside 1 to 65535: choose another")
+    return IceUrl(scheme, host, port, transport)
+
+
+def _ice_url(text: str) -> str:
+    split_ice_url(text)
     return text
 
+
+_SDP_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,59}\.sdp")
+"""Names that are none of the worker's own files."""
 
 Network = Annotated[str, AfterValidator(_network)]
 """An address or a network in CIDR form, IPv4 or IPv6."""
@@ -184,7 +227,7 @@ class _From(Settings):
 
     allow: Annotated[tuple[Network, ...], Field(alias="from", max_length=32)] = ()
     """Where the sender may be. Empty: the first who sends is the sender until silent (lab only)."""
-    plaintext: bool = False
+    plaintext: StrictBool = False
     """Pictures may be unencrypted on this network. Needed outside of a lab."""
 
     def not_for_patients(self) -> list[str]:
@@ -230,8 +273,8 @@ class RtspSettings(Settings):
     url: Annotated[str, AfterValidator(_rtsp_url), Field(repr=False)]
     stream: Name
     transport: Literal["tcp", "udp"] = "tcp"
-    audio: bool = True
-    plaintext: bool = False
+    audio: StrictBool = True
+    plaintext: StrictBool = False
 
     def not_for_patients(self) -> list[str]:
         """What keeps this table from being used outside of a lab."""
@@ -306,15 +349,17 @@ class RtpOutSettings(Settings):
     rtcp: Address | None = None
     """Where sender reports go; None: the port above `address`."""
     sdp_file: str | None = None
-    """Where the worker writes the SDP that describes this stream, relative to the side's state directory."""
+    """Where the worker writes the SDP that describes this stream: a name in the side's state directory."""
     audio: AudioRtpOut | None = None
-    plaintext: bool = False
+    plaintext: StrictBool = False
     """Pictures may be unencrypted on this network. Needed outside of a lab."""
 
     @model_validator(mode="after")
     def _sdp_file_stays_home(self) -> RtpOutSettings:
-        if self.sdp_file is not None and (self.sdp_file.startswith("/") or ".." in self.sdp_file.split("/")):
-            raise ValueError("sdp_file lies in the side's state directory: write a bare file name")
+        if self.sdp_file is not None and not _SDP_FILE.fullmatch(self.sdp_file):
+            raise ValueError(
+                "sdp_file is a file in the side's state directory: write a name, as in camera.sdp"
+            )
         return self
 
     def not_for_patients(self) -> list[str]:

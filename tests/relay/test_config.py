@@ -130,6 +130,13 @@ WRONG: list[tuple[str, str, str]] = [
         "127.0.0.1:11112",
         "127.0.0.1:11112 is taken by lane 'studies'.source: choose another",
     ),
+    ('"./medferry-state"', '""', "relay.state: this names no directory: write a path"),
+    ('"./medferry-state"', '"a\\u0000b"', "relay.state: this names no directory: write a path"),
+    ("lab   = true", 'lab = "yes"', "lane 'studies'.lab: not what belongs here: write true or false"),
+    ("lab   = true", "lab = 1", "lane 'studies'.lab: not what belongs here: write true or false"),
+    ('ae_title = "*", from', 'ae_title = "*", frm', "accept[0].frm: unknown key: write 'from'"),
+    ('[ { ae_title = "*", from = ["127.0.0.0/8"] } ]', '"*"', "accept: not what belongs here: write a list"),
+    ("127.0.0.1:5004", "127.0.0.1:70000", "source.rtp.listen: port 70000 is outside 0 to 65535"),
 ]
 
 
@@ -173,6 +180,39 @@ def test_all_mistakes_are_told_at_once() -> None:
 )
 def test_a_file_that_is_no_configuration(text: str, expected: str) -> None:
     assert any(expected in problem for problem in problems(text))
+
+
+def test_what_is_wrong_in_a_list_is_told_once() -> None:
+    [problem] = problems(changed('from = ["127.0.0.0/8"]', 'from = ["hospital"]'))
+    assert problem.startswith("lane 'studies'.source.accept[0].from[0]: ")
+
+
+def test_a_file_from_another_system_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    file = tmp_path / "relay.toml"
+    file.write_text(CONTRACT, encoding="utf-8-sig")
+    assert config.read(str(file)) == config.parse(CONTRACT)
+
+
+def test_each_problem_of_a_file_begins_with_its_name(tmp_path: Path) -> None:
+    file = tmp_path / "relay.toml"
+    for text in ("[relay", CONTRACT.replace("dicom", "dcm")):
+        file.write_text(text)
+        with pytest.raises(ConfigError) as caught:
+            config.read(str(file))
+        assert all(
+            each.count(str(file)) == 1 and each.startswith(str(file)) for each in caught.value.problems
+        )
+
+
+def test_files_that_cannot_be_read_are_told_of(tmp_path: Path) -> None:
+    (tmp_path / "a.pem").write_text("x")
+    keys = f'tls_certificate = "{tmp_path}/a.pem"\ntls_key = "{tmp_path}/b.pem"\n'
+    text = changed(
+        '[lane.sink.whep]\nlisten = "127.0.0.1:8082"\n',
+        '[lane.sink.whep]\nlisten = "127.0.0.1:8082"\n' + keys,
+    )
+    [problem] = config.unreadable(config.parse(text))
+    assert problem == f"lane 'camera'.sink: {tmp_path}/b.pem: No such file or directory: name a readable file"
 
 
 def test_a_secret_in_the_wrong_place_is_not_shown() -> None:

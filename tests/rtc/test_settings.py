@@ -7,7 +7,7 @@ from typing import Any
 import pydantic
 import pytest
 
-from rtc.settings import MediaLane
+from rtc.settings import MediaLane, split_ice_url
 
 TLS = {"tls_certificate": "a.pem", "tls_key": "a.key", "tokens": {"room": "0123456789abcdef"}}
 
@@ -67,7 +67,15 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"whip": {"listen": "127.0.0.1:1", "ice_servers": [{"urls": ["turn:192.0.2.1"]}]}},
         "username",
     ),
+    **{
+        f"no ICE server: {url}": (
+            {"whip": {"listen": "127.0.0.1:1", "ice_servers": [{"urls": [url]}]}},
+            "stun|host|port",
+        )
+        for url in ("stun:", "stun:h:nope", "stun:h:0", "stun:h:70000", "stun:h?transport=sctp", "http:h:1")
+    },
     "not RTSP": ({"rtsp": [{"url": "http://camera", "stream": "a"}]}, "rtsp://"),
+    "not RTSP either": ({"rtsp": [{"url": "rtsp://[::1/", "stream": "a"}]}, "rtsp://"),
     "one name twice": (
         {"rtsp": [{"url": "rtsp://a/1", "stream": "a"}, {"url": "rtsp://a/2", "stream": "a"}]},
         "twice",
@@ -80,6 +88,27 @@ def test_refused(name: str) -> None:
     source, text = REFUSED[name]
     with pytest.raises(pydantic.ValidationError, match=text):
         lane(source)
+
+
+@pytest.mark.parametrize(
+    ("url", "parts"),
+    [
+        ("stun:192.0.2.1", ("stun", "192.0.2.1", 3478, "udp")),
+        ("turn:[2001:db8::1]:7?transport=tcp", ("turn", "2001:db8::1", 7, "tcp")),
+        ("turn:[2001:db8::1]", ("turn", "2001:db8::1", 3478, "udp")),
+        ("turns:turn.example", ("turns", "turn.example", 5349, "tcp")),
+        ("turns:turn.example:443?transport=udp", ("turns", "turn.example", 443, "udp")),
+    ],
+)
+def test_ice_urls(url: str, parts: tuple[str, str, int, str]) -> None:
+    assert split_ice_url(url) == parts
+
+
+@pytest.mark.parametrize("name", ["", "a/b.sdp", "/a.sdp", "..", "lock", ".sdp", "a.SDP", "a\n.sdp"])
+def test_an_sdp_file_is_none_of_the_workers_own(name: str) -> None:
+    sink = {"rtp": {"address": "127.0.0.1:5006", "plaintext": True, "sdp_file": name}}
+    with pytest.raises(pydantic.ValidationError, match="write a name, as in camera"):
+        lane({"rtp": {"listen": "127.0.0.1:5004", "plaintext": True, "from": ["192.0.2.1"]}}, sink)
 
 
 NOT_FOR_PATIENTS: dict[str, tuple[dict[str, Any], str]] = {
