@@ -234,15 +234,14 @@ async def show(seconds: float, keep: bool) -> int:
         keep: Leave the relay and its camera running afterwards, until Ctrl-C.
 
     Raises:
-        MedferryError: The relay did not start.
+        MedferryError: The relay did not start, or another demo runs in the same directory.
     """
     # Ended in whatever way, it takes its relay with it.
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, signal.raise_signal, signal.SIGINT)
     console = Console()
     directory = os.path.abspath(DIRECTORY)
-    shutil.rmtree(directory, ignore_errors=True)
     received = os.path.join(directory, "received")
-    os.makedirs(received)
+    _begin_anew(directory, received)
     ports = _free_ports()
     configuration = os.path.join(directory, "medferry.toml")
     with open(configuration, "w", encoding="utf-8") as file:
@@ -269,6 +268,31 @@ async def show(seconds: float, keep: bool) -> int:
             async with asyncio.timeout(END_SECONDS):
                 await process.wait()
     return 0 if ok else 1
+
+
+def _begin_anew(directory: str, received: str) -> None:
+    """Remove what an earlier demo left in `directory`, and make it again with `received` in it.
+
+    Raises:
+        MedferryError: A demo runs there, or the directory cannot be made.
+    """
+    if _runs(os.path.join(directory, "state")):
+        raise MedferryError(f"a demo runs in {directory} already: end it, or start this one somewhere else")
+    try:
+        if os.path.lexists(directory):
+            shutil.rmtree(directory)
+        os.makedirs(received)
+    except OSError as error:
+        where = f"{error.filename}: {error.strerror}"
+        raise MedferryError(f"{where}: start the demo in a directory that you may write to") from None
+
+
+def _runs(state: str) -> bool:
+    try:
+        ask(state)
+    except MedferryError:
+        return False
+    return True
 
 
 async def _studies(console: Console, ports: Ports, received: str, state: str) -> bool:

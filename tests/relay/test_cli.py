@@ -10,6 +10,7 @@ from typer.testing import CliRunner, Result
 
 from relay.cli import app
 from relay.confine import possible
+from relay.demo import DIRECTORY
 from tests.relay.test_config import CONTRACT
 from tests.relay.test_status import state
 
@@ -98,6 +99,14 @@ def test_status_has_exit_status_3_where_something_is_not_well(
     done = medferry("status", "--json")
     assert done.exit_code == code
     assert json.loads(done.stdout)["lanes"][0]["state"] == lane_state
+
+
+def test_the_demo_says_where_it_cannot_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / DIRECTORY).write_text("a file")
+    done = medferry("demo")
+    assert done.exit_code == 1
+    assert "start the demo in a directory that you may write to" in done.stderr
 
 
 def test_doctor_says_what_this_host_can_give() -> None:

@@ -68,6 +68,10 @@ async def test_a_kept_demo_shows_its_camera_on_the_page_that_it_names(
                     pictures.append(stream["pictures"])
                     await asyncio.sleep(0.05)
             assert (stream["name"], stream["live"]) == ("camera", True)
+        another, said = await demo(tmp_path)
+        await text_until(said, b"already: end it")
+        assert await another.wait() == 1
+        assert process.returncode is None
     finally:
         process.send_signal(ending)
         async with asyncio.timeout(30):
