@@ -16,7 +16,7 @@ import tomllib
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, field_validator
 
 from relay.errors import ConfigError
 from relay.lanes import LANE_KINDS, load
@@ -74,6 +74,14 @@ class Settings(BaseModel):
     """Base of every table: frozen, unknown keys refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value_is_a_number(cls, value: object, info: pydantic.ValidationInfo) -> object:
+        """Pydantic would read `true` as 1."""
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
+            raise ValueError("not what belongs here: write a value, not true or false")
+        return value
 
 
 class Listener(Settings):

@@ -19,6 +19,8 @@ import threading
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
+from rtc.bucket import Bucket
+
 ASSUMED_RATE = 30.0
 """Pictures a second of a stream that declared none."""
 
@@ -33,33 +35,6 @@ USE_NS = 1_000_000_000
 
 
 @dataclass(slots=True)
-class Bucket:
-    """Tokens that come at a rate and may be saved for `BURST_SECONDS`. It is full at first."""
-
-    per_second: float
-    credit: float = field(init=False)
-    _filled_ns: int = 0
-
-    def __post_init__(self) -> None:
-        self.credit = self.per_second * BURST_SECONDS
-
-    def has(self, now_ns: int) -> bool:
-        """Whether anything may be taken; the last token may be overdrawn. Times may come out of order."""
-        if now_ns > self._filled_ns:
-            earned = (now_ns - self._filled_ns) * self.per_second / 1e9
-            self.credit = min(self.credit + earned, self.per_second * BURST_SECONDS)
-            self._filled_ns = now_ns
-        return self.credit > 0
-
-    def take(self, amount: float, now_ns: int) -> bool:
-        """Take `amount`; False where nothing is left."""
-        if not self.has(now_ns):
-            return False
-        self.credit -= amount
-        return True
-
-
-@dataclass(slots=True)
 class _Share:
     pictures: Bucket
     """The lane's greatest rate, in pictures."""
@@ -67,7 +42,7 @@ class _Share:
     """Of the picture that it was reserved for; 0 before."""
     reserved: float = 0.0
     """Pixels a second."""
-    own: Bucket = field(default_factory=lambda: Bucket(0.0))
+    own: Bucket = field(default_factory=lambda: Bucket(0.0, BURST_SECONDS))
     used: float = 0.0
     """Pixels a second, over the last full `USE_NS`."""
     _spent: int = 0
@@ -94,7 +69,7 @@ class PixelBudget:
         self._max_rate = max_rate
         self._lock = threading.Lock()
         self._shares: dict[Hashable, _Share] = {}
-        self._spare = Bucket(per_second)
+        self._spare = Bucket(per_second, BURST_SECONDS)
 
     def __repr__(self) -> str:
         return f"<PixelBudget {self.held:.0f} of {self.per_second} in {len(self._shares)} shares>"
@@ -108,7 +83,7 @@ class PixelBudget:
     def enter(self, key: Hashable) -> None:
         """Let `key` take part; it has nothing until it reserves."""
         with self._lock:
-            self._shares[key] = _Share(Bucket(self._max_rate * RATE_SLACK))
+            self._shares[key] = _Share(Bucket(self._max_rate * RATE_SLACK, BURST_SECONDS))
 
     def leave(self, key: Hashable) -> None:
         """Give back what `key` had. What it still asks for, from another thread, is refused."""
@@ -132,7 +107,7 @@ class PixelBudget:
             if others + wanted > self.per_second:
                 return False
             share.pixels, share.reserved, share.used = pixels, wanted, 0.0
-            share.own = Bucket(wanted * RATE_SLACK)
+            share.own = Bucket(wanted * RATE_SLACK, BURST_SECONDS)
             self._lend()
             return True
 
@@ -143,8 +118,7 @@ class PixelBudget:
     def _lend(self) -> None:
         """The spare is what nobody reserved."""
         reserved = sum(share.reserved for share in self._shares.values())
-        self._spare.per_second = max(self.per_second - reserved, 0.0)
-        self._spare.credit = min(self._spare.credit, self._spare.per_second * BURST_SECONDS)
+        self._spare.change(max(self.per_second - reserved, 0.0))
 
     def spend(self, key: Hashable, pixels: int, now_ns: int) -> bool:
         """Whether a picture of so many pixels may go on; it is paid for then."""
@@ -152,7 +126,7 @@ class PixelBudget:
             share = self._shares.get(key)
             if share is None or not share.pictures.has(now_ns):
                 return False
-            if not share.own.take(pixels, now_ns) and not self._spare.take(pixels, now_ns):
+            if not share.own.take(now_ns, pixels) and not self._spare.take(now_ns, pixels):
                 return False
             share.pictures.credit -= 1
             share.count(pixels, now_ns)

@@ -15,6 +15,8 @@ import enum
 import struct
 from dataclasses import dataclass, field
 
+from rtc.bucket import Bucket
+
 MIN_DATAGRAM = 12
 """Bytes. An RTP header (RFC 3550 §5.1); no STUN, DTLS or SRTCP message is shorter."""
 
@@ -27,14 +29,14 @@ STUN_COOKIE = 0x2112A442
 STRANGER_RATE = 50
 """STUN messages a second, of all sources together that have proved nothing. Each costs an HMAC."""
 
-STRANGER_BURST = 100
-"""A browser with a dozen candidates sends about as many checks at once."""
+STRANGER_SECONDS = 2.0
+"""Of that rate at once: a browser with a dozen candidates sends about 100 checks."""
 
 MEMBER_RATE = 20_000
 """Datagrams a second of one session's proven sources: 200 Mbit/s of full packets."""
 
-MEMBER_BURST = 4_000
-"""Datagrams: a 4 MB keyframe in one go."""
+MEMBER_SECONDS = 0.2
+"""Of that rate at once: a 4 MB keyframe in one go."""
 
 
 class Kind(enum.Enum):
@@ -92,36 +94,12 @@ def _is_stun(data: bytes) -> bool:
 
 
 @dataclass(slots=True)
-class Bucket:
-    """A token bucket: `rate` a second, `burst` at once."""
-
-    rate: float
-    burst: float
-    _tokens: float = field(init=False)
-    _at_ns: int | None = None
-
-    def __post_init__(self) -> None:
-        self._tokens = self.burst
-
-    def take(self, now_ns: int) -> bool:
-        """Whether one more may pass at `now_ns`."""
-        if self._at_ns is not None:
-            earned = (now_ns - self._at_ns) * self.rate / 1e9
-            self._tokens = min(self.burst, self._tokens + earned)
-        self._at_ns = now_ns
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
-
-
-@dataclass(slots=True)
 class Guard:
     """The guard of one ICE session, over all of its sockets."""
 
     refused: dict[Refusal, int] = field(default_factory=lambda: dict.fromkeys(Refusal, 0))
-    _strangers: Bucket = field(default_factory=lambda: Bucket(STRANGER_RATE, STRANGER_BURST))
-    _members: Bucket = field(default_factory=lambda: Bucket(MEMBER_RATE, MEMBER_BURST))
+    _strangers: Bucket = field(default_factory=lambda: Bucket(STRANGER_RATE, STRANGER_SECONDS))
+    _members: Bucket = field(default_factory=lambda: Bucket(MEMBER_RATE, MEMBER_SECONDS))
 
     def admit(self, data: bytes, *, member: bool, now_ns: int) -> Kind | None:
         """The datagram's kind, or None where it must be dropped (and has been counted).

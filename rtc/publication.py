@@ -19,7 +19,8 @@ from relay.errors import PeerError
 from relay.mailbox import Mailbox
 from relay.metrics import Metrics
 from relay.records import AudioFrame, Record, StopReason, StreamKind, StreamStarted, StreamStopped, VideoFrame
-from rtc.budget import ASSUMED_RATE, Bucket, PixelBudget
+from rtc.bucket import Bucket
+from rtc.budget import ASSUMED_RATE, BURST_SECONDS, PixelBudget
 from rtc.decode import OPUS_CHANNELS, OPUS_RATE, check_size
 from rtc.decode_thread import DecodedPicture, DecodedSound
 from rtc.depayload import Size
@@ -128,7 +129,7 @@ class Publication:
 
     def __post_init__(self) -> None:
         self.fault_log = FaultLog(self.name)
-        self._decoding = Bucket(self.stage.max_frame_rate * DECODE_SLACK)
+        self._decoding = Bucket(self.stage.max_frame_rate * DECODE_SLACK, BURST_SECONDS)
 
     def __repr__(self) -> str:
         state = "stopped" if self.stopped else f"{self.pictures} pictures, {self.sounds} sounds"
@@ -170,7 +171,7 @@ class Publication:
         Raises:
             PeerError: ``rate``.
         """
-        if not self._decoding.take(1, arrival_ns):
+        if not self._decoding.take(arrival_ns):
             limit = f"{self.stage.max_frame_rate:.0f} pictures a second"
             raise PeerError("rate", f"more than {DECODE_SLACK:.0f} times the lane's {limit}: send fewer")
 

@@ -2,6 +2,8 @@
 
     Hub ─▶ RtpOut ─▶ SendingEnd ─▶ UDP  address (RTP), address + 1 (RTCP)
 
+A receiver whose name cannot be resolved is looked for again, and no stream is taken before it is found.
+
 The SDP (RFC 8866) is what FFmpeg (``-protocol_whitelist file,rtp,udp -i FILE``) and GStreamer (``sdpsrc``)
 take. It is written anew when the stream's parameter sets are known or change.
 """
@@ -15,9 +17,10 @@ import os
 import secrets
 import socket
 import time
+from dataclasses import dataclass
 
 from relay.config import split_address
-from relay.errors import MedferryError
+from relay.errors import MedferryError, os_reason
 from relay.worker import SinkSide, Status
 from rtc.encode import VideoProfile
 from rtc.encode_thread import CodedPicture
@@ -37,6 +40,9 @@ BURST = 64_000
 """Bytes that leave at once: a keyframe of 4 Mb/s whole. Nothing is known of a receiver of plain RTP but its
 address; with Linux' default socket buffer it holds 90 packets of this size, and here are 50."""
 
+FIND_SECONDS = 5.0
+"""Between two attempts to find the receiver's addresses."""
+
 MAX_RTCP = 1500
 """Bytes read of one RTCP datagram."""
 
@@ -47,21 +53,35 @@ DSCP_AF41 = 34 << 2
 class _Path:
     """A connected UDP socket that never blocks. A receiver that is not there costs a counter."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+        self.host = str(sock.getpeername()[0])
+
+    @classmethod
+    async def find(cls, host: str, port: int) -> _Path:
+        """The path to an address.
+
+        Raises:
+            MedferryError: There is no such address, or no way to it.
+        """
+        sock: socket.socket | None = None
         try:
-            family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
-            self.socket = socket.socket(family, kind, protocol)
-            self.socket.setblocking(False)
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+            family, kind, protocol, _, address = found[0]
+            sock = socket.socket(family, kind, protocol)
+            sock.setblocking(False)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
             if family == socket.AF_INET:
-                self.socket.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, DSCP_AF41)
+                sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, DSCP_AF41)
             else:
-                self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, DSCP_AF41)
-            self.socket.connect(address)
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, DSCP_AF41)
+            sock.connect(address)
         except OSError as error:
-            reason = error.strerror or str(error)
+            if sock is not None:
+                sock.close()
+            reason = os_reason(error)
             raise MedferryError(f"cannot send RTP to {host}:{port}: {reason}: check the address") from None
-        self.host = str(address[0])
+        return cls(sock)
 
     def send(self, packet: bytes) -> bool:
         """Whether the kernel took it. A refusal tells of an earlier packet; this one is tried once more."""
@@ -76,6 +96,44 @@ class _Path:
         return False
 
 
+@dataclass(frozen=True, slots=True)
+class _Paths:
+    """The ways to a receiver's ports. Sound has none where none is sent."""
+
+    video: _Path
+    video_rtcp: _Path
+    sound: _Path | None = None
+    sound_rtcp: _Path | None = None
+
+    @property
+    def all(self) -> list[_Path]:
+        every = (self.video, self.video_rtcp, self.sound, self.sound_rtcp)
+        return [path for path in every if path is not None]
+
+    @classmethod
+    async def find(cls, settings: RtpOutSettings) -> _Paths:
+        """All of them, or none.
+
+        Raises:
+            MedferryError: As `_Path.find`.
+        """
+        host, port = split_address(settings.address)
+        rtcp = split_address(settings.rtcp) if settings.rtcp else (host, port + 1)
+        addresses = [(host, port), rtcp]
+        if settings.audio is not None:
+            host, port = split_address(settings.audio.address)
+            addresses += [(host, port), (host, port + 1)]
+        found: list[_Path] = []
+        try:
+            for address in addresses:
+                found.append(await _Path.find(*address))
+        except BaseException:
+            for path in found:
+                path.socket.close()
+            raise
+        return cls(*found)
+
+
 class RtpOut:
     """The ``[lane.sink.rtp]`` table at work. Implements `fanout.Subscriber`."""
 
@@ -83,40 +141,49 @@ class RtpOut:
         self.settings = settings
         self.stream: Stream | None = None
         self.sdp = ""
+        """Empty until the receiver is found."""
+        self.trouble = ""
+        """Why the receiver is not found, in words; empty where nothing is wrong."""
         self._hub = hub
         self._state = side.state
         self._log = side.log
-        self._name = side.relay_name
         self._session = secrets.randbits(62)
         self._version = 0
         self._sets: tuple[bytes, ...] = ()
-        host, port = split_address(settings.address)
-        self._host, self._port = host, port
-        rtcp_host, rtcp_port = split_address(settings.rtcp) if settings.rtcp else (host, port + 1)
-        self._video_path = _Path(host, port)
-        self._rtcp_path = _Path(rtcp_host, rtcp_port)
-        self._paths = [self._video_path, self._rtcp_path]
+        self._paths: _Paths | None = None
         cname = secrets.token_hex(8)
         self._video = RtpStream(payload_type=settings.payload_type, rate=VIDEO_CLOCK, cname=cname)
         self._sound: RtpStream | None = None
-        self._sound_path: _Path | None = None
         if settings.audio is not None:
-            self._sound_path = _Path(*split_address(settings.audio.address))
-            sound_host, sound_port = split_address(settings.audio.address)
-            self._sound_rtcp_path = _Path(sound_host, sound_port + 1)
-            self._paths += [self._sound_path, self._sound_rtcp_path]
             self._sound = RtpStream(payload_type=settings.audio.payload_type, rate=AUDIO_CLOCK, cname=cname)
         self._end: SendingEnd | None = None
         self.refused_rtcp = 0
-        for path in self._paths:
-            asyncio.get_running_loop().add_reader(path.socket.fileno(), self._readable, path.socket)
-        self._describe()
 
     def __repr__(self) -> str:
         return f"<RtpOut {self.settings.codec} stream={self.stream.name if self.stream else None}>"
 
+    async def open(self) -> None:
+        """Find the receiver, however long that takes, and take a stream that is there already."""
+        while self._paths is None:
+            try:
+                self._paths = await _Paths.find(self.settings)
+            except MedferryError as error:
+                if self.trouble != str(error):
+                    self.trouble = str(error)
+                    self._log.warning("%s; tried again every %.0f s", self.trouble, FIND_SECONDS)
+                await asyncio.sleep(FIND_SECONDS)
+        self.trouble = ""
+        for path in self._paths.all:
+            asyncio.get_running_loop().add_reader(path.socket.fileno(), self._readable, path.socket)
+        self._describe(self._paths)
+        for stream in list(self._hub.streams.values()):
+            if stream.live:
+                self.appeared(stream)
+
     def appeared(self, stream: Stream) -> None:
         """A stream has a publisher: take it, where it is the one named, or the first."""
+        if self._paths is None:
+            return
         if self.stream is not None:
             if self.stream.live or stream is self.stream:
                 return
@@ -158,9 +225,9 @@ class RtpOut:
 
     def picture(self, picture: CodedPicture) -> None:
         """See `fanout.Subscriber`."""
-        if picture.coded.sets and picture.coded.sets != self._sets:
+        if self._paths is not None and picture.coded.sets and picture.coded.sets != self._sets:
             self._sets = picture.coded.sets
-            self._describe()
+            self._describe(self._paths)
         if self._end is not None:
             self._end.picture(picture)
 
@@ -175,14 +242,16 @@ class RtpOut:
 
     def _send_rtp(self, packet: bytes) -> bool:
         # Sound and video have ports of their own; the payload type tells them apart.
-        sound, path = self._sound, self._sound_path
+        assert self._paths is not None
+        sound, path = self._sound, self._paths.sound
         is_sound = sound is not None and packet[1] & 0x7F == sound.payload_type
-        return path.send(packet) if is_sound and path is not None else self._video_path.send(packet)
+        return path.send(packet) if is_sound and path is not None else self._paths.video.send(packet)
 
     def _send_rtcp(self, packet: bytes) -> bool:
-        if self._sound is not None and int.from_bytes(packet[4:8], "big") == self._sound.ssrc:
-            return self._sound_rtcp_path.send(packet)
-        return self._rtcp_path.send(packet)
+        assert self._paths is not None
+        sound, path = self._sound, self._paths.sound_rtcp
+        is_sound = sound is not None and int.from_bytes(packet[4:8], "big") == sound.ssrc
+        return path.send(packet) if is_sound and path is not None else self._paths.video_rtcp.send(packet)
 
     def _readable(self, sock: socket.socket) -> None:
         try:
@@ -195,14 +264,14 @@ class RtpOut:
         else:
             self.refused_rtcp += 1
 
-    def _describe(self) -> None:
+    def _describe(self, paths: _Paths) -> None:
         """Make the SDP, and write it where the settings say."""
         self._version += 1
         self.sdp = describe(
             self.settings,
-            host=self._video_path.host,
-            rtcp_host=self._rtcp_path.host,
-            sound_host=self._sound_path.host if self._sound_path else "",
+            host=paths.video.host,
+            rtcp_host=paths.video_rtcp.host,
+            sound_host=paths.sound.host if paths.sound else "",
             session=(self._session, self._version),
             sets=self._sets,
         )
@@ -225,7 +294,7 @@ class RtpOut:
     def close(self) -> None:
         """Say goodbye and close the sockets."""
         self._leave()
-        for path in self._paths:
+        for path in self._paths.all if self._paths else ():
             asyncio.get_running_loop().remove_reader(path.socket.fileno())
             path.socket.close()
 

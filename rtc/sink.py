@@ -26,7 +26,7 @@ async def run(side: SinkSide) -> None:
     """Serve until the side drains or the link ends.
 
     Raises:
-        MedferryError: An address or a certificate cannot be used.
+        MedferryError: A certificate or a listener cannot be used.
     """
     lane = side.lane
     assert isinstance(lane, MediaLane)
@@ -52,6 +52,7 @@ async def run(side: SinkSide) -> None:
             figures["viewers"] = whep.figures()
         if rtp is not None:
             figures["rtp"] = rtp.figures()
+            figures["complaints"] = [rtp.trouble] if rtp.trouble else []
         return figures
 
     side.status = status
@@ -59,7 +60,7 @@ async def run(side: SinkSide) -> None:
         await whep.start(_extra_routes(rtp))
     side.ready()
     try:
-        await _serve(side, hub)
+        await _serve(side, hub, rtp)
     finally:
         if whep is not None:
             await whep.stop()
@@ -68,7 +69,7 @@ async def run(side: SinkSide) -> None:
         await hub.close()
 
 
-async def _serve(side: SinkSide, hub: Hub) -> None:
+async def _serve(side: SinkSide, hub: Hub, rtp: RtpOut | None) -> None:
     """Until the side drains or A has ended for good; an encoder's failure ends the worker."""
 
     def deliver(arrival: Arrival) -> None:
@@ -81,8 +82,9 @@ async def _serve(side: SinkSide, hub: Hub) -> None:
             tasks.create_task(side.draining.wait(), name="drain"),
         ]
         watch = tasks.create_task(hub.watch(), name="encoders")
+        opening = [tasks.create_task(rtp.open(), name="rtp")] if rtp is not None else []
         await asyncio.wait([*work, watch], return_when=asyncio.FIRST_COMPLETED)
-        for task in (*work, watch):
+        for task in (*work, watch, *opening):
             task.cancel()
 
 
@@ -92,6 +94,8 @@ def _extra_routes(rtp: RtpOut | None) -> list[web.RouteDef]:
         return pages.routes("sink")
 
     async def sdp(_: web.Request) -> web.Response:
+        if not rtp.sdp:
+            raise web.HTTPServiceUnavailable(text=f"{rtp.trouble or 'the receiver is being looked for'}\n")
         return web.Response(text=rtp.sdp, content_type="application/sdp", charset=None)
 
     return [*pages.routes("sink"), web.get(SDP_PATH, sdp)]

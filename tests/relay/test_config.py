@@ -133,6 +133,11 @@ WRONG: list[tuple[str, str, str]] = [
     ('"./medferry-state"', '""', "relay.state: this names no directory: write a path"),
     ('"./medferry-state"', '"a\\u0000b"', "relay.state: this names no directory: write a path"),
     ("lab   = true", 'lab = "yes"', "lane 'studies'.lab: not what belongs here: write true or false"),
+    (
+        'ae_title = "MEDFERRY"',
+        'ae_title = "MEDFERRY"\nmax_associations = true',
+        "lane 'studies'.source.max_associations: not what belongs here: write a value, not true or false",
+    ),
     ("lab   = true", "lab = 1", "lane 'studies'.lab: not what belongs here: write true or false"),
     ('ae_title = "*", from', 'ae_title = "*", frm', "accept[0].frm: unknown key: write 'from'"),
     ('[ { ae_title = "*", from = ["127.0.0.0/8"] } ]', '"*"', "accept: not what belongs here: write a list"),

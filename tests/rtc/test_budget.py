@@ -7,7 +7,7 @@ from collections.abc import Hashable
 
 import pytest
 
-from rtc.budget import ASSUMED_RATE, BURST_SECONDS, Bucket, PixelBudget
+from rtc.budget import ASSUMED_RATE, PixelBudget
 
 START = 10**9
 PIXELS = 640 * 360
@@ -107,16 +107,6 @@ def test_whoever_has_left_gets_nothing_from_another_thread() -> None:
     assert asked == [False]
     assert budget.held == 0
     assert "0 shares" in repr(budget)
-
-
-def test_times_out_of_order_earn_nothing() -> None:
-    bucket = Bucket(10)
-    assert bucket.credit == 10 * BURST_SECONDS
-    assert bucket.take(5, START)
-    assert not bucket.has(START)
-    assert bucket.take(1, START + 10**8)
-    assert not bucket.has(START)
-    assert not bucket.has(START + 10**8)
 
 
 def test_the_assumed_rate_is_what_an_undeclared_stream_reserves() -> None:

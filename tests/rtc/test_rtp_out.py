@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from aiortc import rtp
 
-from relay.errors import MedferryError
 from relay.link import Arrival
 from relay.records import Record, StopReason, StreamKind, StreamStarted, StreamStopped
+from rtc import rtp_out
 from rtc.fanout import Hub
 from rtc.rtp_out import BURST, RtpOut, describe
 from rtc.settings import RtpOutSettings
@@ -71,6 +71,7 @@ async def test_the_first_stream_until_it_stops_then_the_next(tmp_path: Path) -> 
     hub = Hub(side.metrics, max_streams=4, max_pixels_per_second=10**9)
     out = RtpOut(RtpOutSettings(address="127.0.0.1:9"), hub, side)
     hub.appeared = out.appeared
+    await out.open()
     for record, taken in (
         (picture(0, stream="first"), "first"),
         (picture(0, stream="second"), "first"),
@@ -108,6 +109,7 @@ async def test_feedback_is_heeded_and_garbage_is_counted(tmp_path: Path) -> None
     hub = Hub(side.metrics, max_streams=2, max_pixels_per_second=10**9)
     out = RtpOut(RtpOutSettings(address="127.0.0.1:9", rtcp=address), hub, side)
     hub.appeared = out.appeared
+    await out.open()
     hub.deliver(_arrival(picture(0)))
     async with asyncio.timeout(5):
         report, sender = await asyncio.get_running_loop().sock_recvfrom(rtcp, 1500)
@@ -134,10 +136,47 @@ async def test_feedback_is_heeded_and_garbage_is_counted(tmp_path: Path) -> None
     rtcp.close()
 
 
-async def test_an_address_that_is_none(tmp_path: Path) -> None:
-    settings = RtpOutSettings(address="no-such-host.invalid:5006")
+async def test_a_receiver_is_looked_for_until_its_name_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(rtp_out, "FIND_SECONDS", 0.01)
+    loop = asyncio.get_running_loop()
+    answers = iter([socket.gaierror(socket.EAI_NONAME, "Name or service not known")] * 3)
+    asked: list[str] = []
+
+    async def resolve(host: str, port: int, **_: object) -> list[object]:
+        asked.append(host)
+        if (failure := next(answers, None)) is not None:
+            raise failure
+        return [(socket.AF_INET, socket.SOCK_DGRAM, 0, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr(loop, "getaddrinfo", resolve)
     side = sink_side({"rtp": {"address": "127.0.0.1:9"}}, tmp_path)
     hub = Hub(side.metrics, max_streams=2, max_pixels_per_second=10**9)
-    with pytest.raises(MedferryError, match="check the address"):
-        RtpOut(settings, hub, side)
+    out = RtpOut(RtpOutSettings(address="monitor.example:5006"), hub, side)
+    hub.appeared = out.appeared
+    hub.deliver(_arrival(picture(0, stream="room")))
+    assert (out.figures()["stream"], out.sdp) == (None, "")
+    await out.open()
+    assert asked == ["monitor.example"] * 5
+    assert caplog.text.count("cannot send RTP to monitor.example:5006: Name or service not known") == 1
+    assert out.trouble == ""
+    assert out.figures()["stream"] == "room"
+    assert "c=IN IP4 127.0.0.1" in out.sdp
+    out.close()
+    await hub.close()
+
+
+async def test_a_receiver_that_is_not_found_is_complained_about(tmp_path: Path) -> None:
+    side = sink_side({"rtp": {"address": "127.0.0.1:9"}}, tmp_path)
+    hub = Hub(side.metrics, max_streams=2, max_pixels_per_second=10**9)
+    out = RtpOut(RtpOutSettings(address="no-such-host.invalid:5006"), hub, side)
+    opening = asyncio.create_task(out.open())
+    async with asyncio.timeout(10):
+        while not out.trouble:
+            await asyncio.sleep(0.01)
+    assert "no-such-host.invalid:5006" in out.trouble
+    assert "check the address" in out.trouble
+    opening.cancel()
+    out.close()
     await hub.close()
