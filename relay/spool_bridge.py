@@ -1,6 +1,7 @@
 """The bridge: the loop's end of the committer. Turns what is put into awaitables, and news into calls.
 
-    loop   commit, sync, put, job ──▶ committer's queue
+    loop   commit ──▶ journal, where there is a place ──▶ committer's queue, in no hurry
+           commit, sync, put, job ─────────────────────▶ committer's queue
            Keeper's methods       ◀── news
 
 Never here: what a file, a row or a feed is.
@@ -9,16 +10,24 @@ Never here: what a file, a row or a feed is.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from relay.errors import SpoolError
 from relay.spool_committer import Changed, Committed, Committer, Ended, Job, News, Recorded, Synced
-from relay.spool_files import Directory
+from relay.spool_files import Directory, spool_error
 from relay.spool_index import Index, Row
+from relay.spool_journal import Journal
+from relay.spool_keeping import Keeping
 from relay.spool_spares import Spares
 from relay.spool_syncer import Intake
 from relay.spool_types import Entry, SpoolLimits
+
+MAX_OPEN = 1024
+"""Objects whose files are not synced yet. Beyond, a commit waits for its own file."""
+
+log = logging.getLogger(__name__)
 
 
 class Keeper(Protocol):
@@ -51,6 +60,9 @@ class Bridge:
         self.failed = asyncio.Event()
         self.committer = Committer(directory, limits, spares, tell=self._hear, post=self.post)
         self._keeper = keeper
+        self._directory = directory
+        self._journal_bytes = limits.journal_bytes
+        self._keeping: Keeping | None = None
         self._loop = asyncio.get_running_loop()
         self._commits: dict[int, asyncio.Future[None]] = {}
         self._unsynced: set[int] = set()
@@ -77,11 +89,23 @@ class Bridge:
             await opened
         finally:
             self._jobs.discard(opened)
+        if self._journal_bytes:
+            try:
+                journal = Journal(self._directory, self._journal_bytes)
+            except OSError as error:
+                raise spool_error(error, f"opening the journal in {self._directory.path}") from error
+            self.committer.journal = journal
+            self._keeping = Keeping(journal, post=self.post, told=self._kept)
 
     async def stop(self) -> None:
-        """Finish what was put, end the thread."""
+        """Finish what was put, end the threads."""
+        if self._keeping is not None:
+            await self._keeping.idle.wait()
         self.committer.stop()
         await self._ended.wait()
+        if self._keeping is not None:
+            self._keeping.close()
+            self._keeping = None
 
     def check(self) -> None:
         """Raise why the spool cannot go on, if it cannot."""
@@ -106,8 +130,30 @@ class Bridge:
         """Wait until a file is durable; raises why it is not."""
         future: asyncio.Future[None] = self._loop.create_future()
         self._commits[intake.entry.seq] = future
-        self.committer.put(intake)
+        if not self._keep(intake):
+            self.committer.put(intake)
         await future
+
+    def _keep(self, intake: Intake) -> bool:
+        """Whether the journal takes an object, which is then told of by `_kept`."""
+        return (
+            self._keeping is not None
+            and intake.data is not None
+            and len(self._unsynced) < MAX_OPEN
+            and self._keeping.keep(intake)
+        )
+
+    def _kept(self, intakes: Sequence[Intake], error: OSError | None) -> None:
+        """These objects are durable in the journal and their files follow; or each waits for its own file."""
+        if error is not None:
+            log.error("the spool's journal failed, every object is synced by itself: %s", error)
+            for intake in intakes:
+                self.committer.put(intake)
+            return
+        for intake in intakes:
+            # What becomes of its file is no answer to the commit any more.
+            self.sync(Intake(intake.entry, intake.name, None, intake.data))
+            self._hear_committed(intake)
 
     def sync(self, intake: Intake) -> None:
         """Let a file become durable; see `durable`."""

@@ -1,6 +1,6 @@
 """The committer: the one thread that waits for the disk, so that the loop never does.
 
-    loop ──put──▶ inbox ──▶ commits: into the journal, or synced · renamed ──────────────────────post──▶ loop
+    loop ──put──▶ inbox ──▶ commits that the journal did not take: synced · renamed ─────────────post──▶ loop
                         ├─▶ what was journaled or sealed: synced in groups by the syncer ────────post──▶ loop
                         ├─▶ rows of many groups in one transaction, some milliseconds later ─────post──▶ loop
                         └─▶ spare files, while nobody waits
@@ -43,9 +43,6 @@ MAX_DEFERRED = 256
 
 MAX_DEFERRED_BYTES = 16 << 20
 """…their bytes, many of which are in memory: here the wait is over."""
-
-MAX_OPEN = 1024
-"""Objects whose files are not synced yet. Beyond, a commit waits for its own file."""
 
 MAX_ROW_DELAY_SECONDS = 0.05
 """How long a row waits for others. After a kill what is younger is found by recovery or delivered twice."""
@@ -172,13 +169,14 @@ class Committer:
         self._tell = tell
         self._post = post
         self._inbox: Inbox[Intake | Synced | Row | Job | Stop] = Inbox()
-        self._journal: Journal | None = None
+        self.journal: Journal | None = None
+        """Where the loop puts what is deferred first; to be set before it does."""
         self._commits: list[Intake] = []
         self._deferred: list[Intake] = []
         self._deferred_bytes = 0
         self._deferred_since = 0.0
         self._defer_again_at = 0.0
-        self._committed_at = 0.0
+        self._journaled_at = 0.0
         self._unsynced: set[int] = set()
         """Seqs of files that are deferred or being synced."""
         self._rows: list[Row] = []
@@ -227,9 +225,6 @@ class Committer:
         self._free_disk = self._directory.free_bytes()
         self._make_spares()
         with ExitStack() as undo:
-            if self._limits.journal_bytes:
-                self._journal = Journal(self._directory, self._limits.journal_bytes)
-                undo.callback(self._journal.close)
             syncer = Syncer(self._directory, self._spares, lambda group: self._inbox.put(Synced(group), 0.0))
             undo.callback(syncer.close)
             while not self._stopping or self._commits or self._unsynced or self._rows or self._jobs:
@@ -305,37 +300,14 @@ class Committer:
     # ---- files -------------------------------------------------------------------------------------------
 
     def _commit(self) -> None:
-        """Make a group of commits durable, those that the journal takes first: they are there soonest."""
+        """Make a group of commits durable."""
         commits, self._commits = self._commits, []
-        self._committed_at = time.monotonic()
-        journaled = self._keep(commits)
-        for intake in journaled:
-            # What becomes of its file is no answer to the commit any more.
-            self._defer(Intake(intake.entry, intake.name, None, intake.data))
-        if journaled:
-            self._news(Committed(journaled))
-        others = [intake for intake in commits if intake not in journaled] if journaled else commits
-        if others:
-            make_durable(others, self._directory, self._spares)
-            self._news(Committed(others))
-            self._add_synced(others)
-
-    def _keep(self, commits: list[Intake]) -> list[Intake]:
-        """Those of `commits` that are durable in the journal. A journal that fails is not used any more."""
-        journal = self._journal
-        if journal is None or len(self._unsynced) + len(commits) > MAX_OPEN:
-            return []
-        try:
-            kept = [
-                each for each in commits if each.data is not None and journal.append(each.entry, each.data)
-            ]
-            if kept:
-                journal.sync()
-        except OSError as error:
-            log.error("the spool's journal failed, every object is synced by itself: %s", error)
-            self._journal = None
-            return []
-        return kept
+        make_durable(commits, self._directory, self._spares)
+        self._news(Committed(commits))
+        for intake in commits:
+            # One that a failing journal did not keep has its place there.
+            self._release(intake.entry.seq)
+        self._add_synced(commits)
 
     def _defer(self, intake: Intake) -> None:
         """Let a file that nobody waits for be synced with others."""
@@ -343,6 +315,8 @@ class Committer:
             self._deferred_since = time.monotonic()
         self._deferred.append(intake)
         self._deferred_bytes += intake.entry.size
+        if intake.data is not None:
+            self._journaled_at = time.monotonic()
         self._unsynced.add(intake.entry.seq)
 
     def _defer_until(self) -> float:
@@ -374,8 +348,8 @@ class Committer:
                 self._add_row(intake.entry)
 
     def _release(self, seq: int) -> None:
-        if self._journal is not None:
-            self._journal.release(seq)
+        if self.journal is not None:
+            self.journal.release(seq)
 
     # ---- rows and jobs -----------------------------------------------------------------------------------
 
@@ -391,7 +365,7 @@ class Committer:
             if not rows:
                 self._rows_since = time.monotonic()
                 return
-            replaced = index.record(rows, self._journal.floor if self._journal is not None else 0)
+            replaced = index.record(rows, self.journal.floor if self.journal is not None else 0)
             self._rows, self._rows_since = early, time.monotonic()
             for name in replaced:
                 discard(name, self._directory.quarantine)
@@ -416,8 +390,8 @@ class Committer:
             return
         self._poll_at = now + POLL_SECONDS
         self._free_disk = self._directory.free_bytes()
-        if self._journal is not None and now >= self._committed_at + FORGET_SECONDS:
-            self._journal.forget()
+        if self.journal is not None and now >= self._journaled_at + FORGET_SECONDS:
+            self.journal.forget()
         changes = index.foreign_changes()
         if changes != index.seen:
             index.park_unserved()

@@ -33,10 +33,15 @@ _REASON = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
 _SUFFIX = re.compile(r"(?:\.[A-Za-z0-9]{1,16})?")
 
 
+def is_full(error: OSError) -> bool:
+    """Whether it says that a file can grow no more, which may pass."""
+    return error.errno in _FULL
+
+
 def spool_error(error: OSError, what: str) -> SpoolError:
     """The spool's own error for `error`: `SpoolFull` where no more fits, else `SpoolError`."""
     reason = os.strerror(error.errno or 0)
-    if error.errno in _FULL:
+    if is_full(error):
         return SpoolFull("disk", f"{what}: {reason}: free space on the file system of the spool")
     return SpoolError(f"{what}: {reason}")
 

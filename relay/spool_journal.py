@@ -16,20 +16,22 @@ A ring: a record that does not fit before the end goes to the beginning. The ind
 record up to that seq is needed any more, so what an earlier lap left means nothing. It is forgotten once
 nothing new comes, so that no object is longer here than its retention allows.
 
-Never here: threads, the index, what is in a file.
+Never here: who waits, the index, what is in a file.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import threading
 import zlib
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from struct import Struct
 
-from relay.spool_files import FILE_MODE, Directory, write_all
+from relay.spool_files import FILE_MODE, Directory, is_full, write_all
 from relay.spool_types import MAX_HEADER_BYTES, Entry
 
 NAME = "journal"
@@ -71,7 +73,7 @@ class _Place:
 
 
 class Journal:
-    """The journal of one spool. Used by one thread."""
+    """The journal of one spool. One thread appends, one syncs, one releases and forgets."""
 
     def __init__(self, directory: Directory, max_bytes: int) -> None:
         """Open it, or make an empty one.
@@ -87,6 +89,9 @@ class Journal:
         self._live: deque[_Place] = deque()
         self._places: dict[int, _Place] = {}
         self._last = 0
+        self._failed = False
+        self._lock = threading.Lock()
+        """Around what says where there is room. Held for microseconds, but while `forget` truncates."""
 
     def __repr__(self) -> str:
         return f"<Journal {len(self._live)} records head={self._head}/{self._max_bytes}>"
@@ -94,33 +99,54 @@ class Journal:
     @property
     def floor(self) -> int:
         """No record of a seq up to this is needed."""
-        return self._live[0].seq - 1 if self._live else self._last
+        with self._lock:
+            return self._live[0].seq - 1 if self._live else self._last
 
     def append(self, entry: Entry, data: bytearray) -> bool:
-        """Write the whole file `data` of `entry`; durable after `sync`. False if there is no place for it.
+        """Write the whole file `data` of `entry`; durable after `sync`. False if there is no place for it, as
+        there never is once the journal has failed.
 
         Raises:
             OSError: The disk failed.
         """
         length = len(data)
-        if length > MAX_RECORD_FILE_BYTES:
+        if length > MAX_RECORD_FILE_BYTES or self._failed:
             return False
-        whole = -(-(HEADER_BYTES + length) // BLOCK) * BLOCK
-        start = self._place_for(whole)
-        if start is None:
-            return False
-        self._allocate(start + whole)
+        with self._failing():
+            start = self._reserve(entry.seq, -(-(HEADER_BYTES + length) // BLOCK) * BLOCK)
+            if start is None:
+                return False
+            self._write(entry, data, start)
+        return True
+
+    def _reserve(self, seq: int, size: int) -> int | None:
+        """A place of `size` bytes for the record of `seq`, if there is one."""
+        with self._lock:
+            start = self._place_for(size)
+            if start is not None and self._allocate(start + size):
+                place = self._places[seq] = _Place(seq, start, start + size)
+                self._live.append(place)
+                self._head = place.end
+                self._last = max(self._last, seq)
+                return start
+        return None
+
+    def _write(self, entry: Entry, data: bytearray, start: int) -> None:
         fields = _FIELDS.pack(
             entry.seq, bytes.fromhex(entry.id), bytes.fromhex(entry.sha256), entry.data_offset, entry.size
         )
         with memoryview(data) as view, view[: entry.data_offset] as head:
             checksum = zlib.crc32(head, zlib.crc32(fields))
             write_all(self._fd, [memoryview(_HEAD.pack(MAGIC, checksum) + fields), view], start)
-        place = self._places[entry.seq] = _Place(entry.seq, start, start + whole)
-        self._live.append(place)
-        self._head = place.end
-        self._last = max(self._last, entry.seq)
-        return True
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        """Nothing is written any more after an error: what a disk then holds nobody can tell."""
+        try:
+            yield
+        except OSError:
+            self._failed = True
+            raise
 
     def _place_for(self, size: int) -> int | None:
         """Where `size` bytes are free; None if nowhere."""
@@ -134,11 +160,18 @@ class Journal:
             return self._head
         return 0 if size <= tail else None
 
-    def _allocate(self, end: int) -> None:
+    def _allocate(self, end: int) -> bool:
+        """See to it that the file reaches to `end`; False while the disk is full."""
         if end > self._allocated:
             grown = min(max(end, self._allocated + GROW_BYTES), self._max_bytes)
-            os.posix_fallocate(self._fd, self._allocated, grown - self._allocated)
+            try:
+                os.posix_fallocate(self._fd, self._allocated, grown - self._allocated)
+            except OSError as error:
+                if is_full(error):
+                    return False
+                raise
             self._allocated = grown
+        return True
 
     def sync(self) -> None:
         """Make what was appended durable.
@@ -146,7 +179,8 @@ class Journal:
         Raises:
             OSError: It is not.
         """
-        os.fdatasync(self._fd)
+        with self._failing():
+            os.fdatasync(self._fd)
 
     def forget(self) -> None:
         """Give up what the file holds, where nothing of it is needed: copies of objects that may be removed.
@@ -154,18 +188,20 @@ class Journal:
         Raises:
             OSError: The disk failed.
         """
-        if not self._live and self._allocated:
-            os.ftruncate(self._fd, 0)
-            self._allocated = 0
+        with self._lock:
+            if not self._live and self._allocated and not self._failed:
+                os.ftruncate(self._fd, 0)
+                self._allocated = 0
 
     def release(self, seq: int) -> None:
         """The file of this object is durable itself, or the object is not kept."""
-        place = self._places.pop(seq, None)
-        if place is None:
-            return
-        place.needed = False
-        while self._live and not self._live[0].needed:
-            self._live.popleft()
+        with self._lock:
+            place = self._places.pop(seq, None)
+            if place is None:
+                return
+            place.needed = False
+            while self._live and not self._live[0].needed:
+                self._live.popleft()
 
     def replay(self, floor: int) -> Iterator[Record]:
         """The whole records above `floor`, in order of their seq. Before anything is appended.
