@@ -1,6 +1,7 @@
 # One word each: setup, demo, test, check, perf. Everything lives in .venv.
-# The first interpreter that runs, is of a version we support, and can make environments.
-PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+# The first interpreter that runs, is of a version we support, and can make environments. The system's own comes
+# first: distributions build it with profile-guided optimisation, version managers do not (docs/performance.md).
+PYTHON ?= $(shell for p in /usr/bin/python3 python3 python3.13 python3.12 python3.11; do \
   $$p -c 'import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
   && { echo $$p; break; }; done)
 VENV   := .venv

@@ -10,7 +10,7 @@ Parts:
 * ``latency``: one stream at 720p30, 1080p30 and 720p60, H.264; VP8 and WebRTC at 720p30. "Added" is what a
   way takes beyond the direct one, which is the same ends with nothing in between: for the WebRTC ways, one
   WebRTC connection between them, so that SRTP and the viewer's own share are in both and cancel out.
-* ``streams``: one, two, three … up to eight at once: CPU a stream, and how many are sustained (added p99
+* ``streams``: one, two, three … up to twelve at once: CPU a stream, and how many are sustained (added p99
   below 33 ms, 98 % of the pictures there).
 * ``viewers``: the relay's CPU with five WebRTC viewers of a stream, less that with one, for each of the four.
 * ``loss``: 1 %, 5 % and bursts at an RTT of 40 ms, media and feedback alike, on the way into the relay (RTP)

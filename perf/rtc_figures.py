@@ -24,8 +24,8 @@ SUSTAINED_MS = 33.0
 ARRIVED_SHARE = 0.98
 """Of a stream's pictures, which must arrive too: dropping pictures is no way to keep up."""
 
-MAX_STREAMS = 8
-"""No more are tried: beyond, two cores are busy with the ends alone."""
+MAX_STREAMS = 12
+"""No more are tried: beyond, the ends alone take a core, and no way that decodes and encodes can keep up."""
 
 LANE_HOPS = ("handover", "link")
 """From the decoded picture on side A to the picture off the link on side B. The sum of the hops' medians
