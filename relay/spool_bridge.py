@@ -25,7 +25,8 @@ from relay.spool_syncer import Intake
 from relay.spool_types import Entry, SpoolLimits
 
 MAX_OPEN = 1024
-"""Objects whose files are not synced yet. Beyond, a commit waits for its own file."""
+"""Objects whose files are not synced yet, those being committed included. Beyond, a commit waits for its own
+file."""
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +140,7 @@ class Bridge:
         return (
             self._keeping is not None
             and intake.data is not None
-            and len(self._unsynced) < MAX_OPEN
+            and len(self._unsynced) + len(self._commits) <= MAX_OPEN
             and self._keeping.keep(intake)
         )
 

@@ -1,4 +1,4 @@
-"""The committer: the one thread that waits for the disk, so that the loop never does.
+"""The committer: the thread that keeps files and index, so that the loop never waits for them.
 
     loop ──put──▶ inbox ──▶ commits that the journal did not take: synced · renamed ─────────────post──▶ loop
                         ├─▶ what was journaled or sealed: synced in groups by the syncer ────────post──▶ loop
@@ -18,7 +18,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -224,9 +224,8 @@ class Committer:
         index.wait_for_others(LOCK_SECONDS)
         self._free_disk = self._directory.free_bytes()
         self._make_spares()
-        with ExitStack() as undo:
-            syncer = Syncer(self._directory, self._spares, lambda group: self._inbox.put(Synced(group), 0.0))
-            undo.callback(syncer.close)
+        syncer = Syncer(self._directory, self._spares, lambda group: self._inbox.put(Synced(group), 0.0))
+        with closing(syncer):
             while not self._stopping or self._commits or self._unsynced or self._rows or self._jobs:
                 self._turn(index, syncer)
 

@@ -91,7 +91,7 @@ class Journal:
         self._last = 0
         self._failed = False
         self._lock = threading.Lock()
-        """Around what says where there is room. Held for microseconds, but while `forget` truncates."""
+        """Around what says where there is room. Held for microseconds, but while the file grows or is cut."""
 
     def __repr__(self) -> str:
         return f"<Journal {len(self._live)} records head={self._head}/{self._max_bytes}>"

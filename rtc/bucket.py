@@ -19,10 +19,7 @@ class Bucket:
 
     def has(self, now_ns: int) -> bool:
         """Whether anything is left. Times (ns, any origin) may come out of order."""
-        if now_ns > self._filled_ns:
-            earned = (now_ns - self._filled_ns) * self.per_second / 1e9
-            self.credit = min(self.credit + earned, self.per_second * self.seconds)
-            self._filled_ns = now_ns
+        self._fill(now_ns)
         return self.credit > 0
 
     def take(self, now_ns: int, amount: float = 1) -> bool:
@@ -31,6 +28,20 @@ class Bucket:
             return False
         self.credit -= amount
         return True
+
+    def take_whole(self, now_ns: int) -> bool:
+        """Take one token, where a whole one is left: nothing is overdrawn."""
+        self._fill(now_ns)
+        if self.credit < 1:
+            return False
+        self.credit -= 1
+        return True
+
+    def _fill(self, now_ns: int) -> None:
+        if now_ns > self._filled_ns:
+            earned = (now_ns - self._filled_ns) * self.per_second / 1e9
+            self.credit = min(self.credit + earned, self.per_second * self.seconds)
+            self._filled_ns = now_ns
 
     def change(self, per_second: float) -> None:
         """Change the rate; what was saved beyond it is lost."""

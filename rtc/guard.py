@@ -117,7 +117,7 @@ class Guard:
             self.refused[Refusal.SOURCE] += 1
             return None
         bucket = self._members if member else self._strangers
-        if not bucket.take(now_ns):
+        if not bucket.take_whole(now_ns):
             self.refused[Refusal.RATE] += 1
             return None
         return kind

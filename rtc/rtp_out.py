@@ -175,7 +175,7 @@ class RtpOut:
         self.trouble = ""
         for path in self._paths.all:
             asyncio.get_running_loop().add_reader(path.socket.fileno(), self._readable, path.socket)
-        self._describe(self._paths)
+        self._describe()
         for stream in list(self._hub.streams.values()):
             if stream.live:
                 self.appeared(stream)
@@ -225,9 +225,9 @@ class RtpOut:
 
     def picture(self, picture: CodedPicture) -> None:
         """See `fanout.Subscriber`."""
-        if self._paths is not None and picture.coded.sets and picture.coded.sets != self._sets:
+        if picture.coded.sets and picture.coded.sets != self._sets:
             self._sets = picture.coded.sets
-            self._describe(self._paths)
+            self._describe()
         if self._end is not None:
             self._end.picture(picture)
 
@@ -264,8 +264,10 @@ class RtpOut:
         else:
             self.refused_rtcp += 1
 
-    def _describe(self, paths: _Paths) -> None:
+    def _describe(self) -> None:
         """Make the SDP, and write it where the settings say."""
+        paths = self._paths
+        assert paths is not None
         self._version += 1
         self.sdp = describe(
             self.settings,

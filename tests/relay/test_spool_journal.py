@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay import spool_committer
+from relay import spool_bridge, spool_committer
 from relay.errors import SpoolError
 from relay.spool import Entry
 from relay.spool_files import Directory
@@ -397,6 +397,19 @@ async def test_memory_is_bounded_by_the_journal(directory: str, monkeypatch: pyt
         fresh = [entry for entry in entries if spool.fresh(entry) is not None]
         assert sum(entry.size for entry in fresh) <= JOURNALED.journal_bytes
         assert len(fresh) < len(entries) == spool.stats().undelivered_objects
+
+
+async def test_objects_without_a_file_are_bounded_however_many_come_at_once(
+    directory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool_committer, "MAX_SEAL_DELAY_SECONDS", 3600.0)
+    monkeypatch.setattr(spool_bridge, "MAX_OPEN", 4)
+    async with opened(directory, JOURNALED) as spool:
+        await written(spool)
+        parts = [begun(spool, b"%d" % number) for number in range(9)]
+        entries = await asyncio.gather(*(spool.commit(part, facts()) for part in parts))
+        assert sum(spool.fresh(entry) is not None for entry in entries) == 4
+        assert spool.stats().undelivered_objects == 9
 
 
 async def test_many_at_once_share_one_sync(directory: str, monkeypatch: pytest.MonkeyPatch) -> None:

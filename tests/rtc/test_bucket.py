@@ -9,8 +9,14 @@ START = 10**12
 
 def test_a_bucket_refills_at_its_rate() -> None:
     bucket = Bucket(per_second=10, seconds=0.2)
-    taken = [bucket.take(at) for at in (0, 0, 0, 100_000_000, 100_000_000, 1_000_000_000)]
+    taken = [bucket.take_whole(at) for at in (0, 0, 0, 100_000_000, 100_000_000, 1_000_000_000)]
     assert taken == [True, True, False, True, False, True]
+
+
+def test_only_a_whole_token_is_not_overdrawn() -> None:
+    bucket = Bucket(per_second=10, seconds=0.15)
+    assert [bucket.take_whole(0), bucket.take_whole(0)] == [True, False]
+    assert [bucket.take(0), bucket.take(0)] == [True, False]
 
 
 def test_times_out_of_order_earn_nothing() -> None:
