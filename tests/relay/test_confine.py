@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -11,18 +12,36 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
 from relay import confine
-from relay.confine import EMPTY_NETNS, Confinement, may_go_first, needed_paths, possible
+from relay.confine import (
+    AUTOGROUP,
+    AUTOGROUP_TRIES,
+    EMPTY_NETNS,
+    Confinement,
+    go_first,
+    may_go_first,
+    needed_paths,
+    possible,
+)
 from tests.fake_lane.kit import alive, root, until
 from tests.peers import require
 from tests.product import REPOSITORY
 
 UID = 61_990
 """Of nobody."""
+
+
+def autogroups() -> bool:
+    """Whether this test's session has a priority of its own."""
+    try:
+        return bool(Path(AUTOGROUP).read_text())
+    except FileNotFoundError:
+        return False
+
 
 needs_root = [
     pytest.mark.root,
@@ -51,12 +70,19 @@ print(json.dumps(answer))
 
 
 def confined(
-    confinement: Confinement, *arguments: str, script: str = ASK
+    confinement: Confinement, *arguments: str, script: str = ASK, own_session: bool = False
 ) -> subprocess.CompletedProcess[str]:
     command = confinement.command([sys.executable, "-I", "-c", script, *arguments])
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=30, check=False, cwd="/", env=environment
+        command,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        cwd="/",
+        env=environment,
+        start_new_session=own_session,
     )
 
 
@@ -152,6 +178,65 @@ def test_describe_says_what_is_in_force(netns: str | None, shown: str) -> None:
     assert described["own view of files"] is False
 
 
+class Kernel:
+    """Takes the priority of a session only at the try that it is told to, or answers with an error."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+        self.tries = 0
+        self.takes_try = 1
+        self.error: int | None = None
+        self.path = path
+        monkeypatch.setattr(confine, "AUTOGROUP", str(path))
+        monkeypatch.setattr(confine, "open", self.open, raising=False)
+        monkeypatch.setattr(os, "setpriority", lambda *_: None)
+        monkeypatch.setattr(os, "getsid", lambda _: os.getpid())
+        monkeypatch.setattr(time, "sleep", lambda _: None)
+
+    def open(self, path: str, mode: str) -> IO[str]:
+        self.tries += 1
+        if self.error is not None:
+            raise OSError(self.error, os.strerror(self.error))
+        if self.tries < self.takes_try:
+            raise BlockingIOError
+        return open(path, mode)
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Kernel:
+    return Kernel(monkeypatch, tmp_path / "autogroup")
+
+
+@pytest.mark.parametrize("takes_try", [1, AUTOGROUP_TRIES])
+def test_a_session_s_priority_is_tried_again_while_others_set_theirs(kernel: Kernel, takes_try: int) -> None:
+    kernel.takes_try = takes_try
+    go_first(-10)
+    assert kernel.path.read_text() == "-10"
+    assert kernel.tries == takes_try
+
+
+def test_who_cannot_set_its_session_s_priority_in_the_end_says_so_and_goes_on(
+    kernel: Kernel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kernel.takes_try = AUTOGROUP_TRIES + 1
+    go_first(-10)
+    assert kernel.tries == AUTOGROUP_TRIES
+    assert not kernel.path.exists()
+    assert "this one does not go first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [errno.ENOENT, errno.EINVAL])
+def test_where_sessions_have_no_priority_the_process_s_own_is_all(kernel: Kernel, error: int) -> None:
+    kernel.error = error
+    go_first(-10)
+    assert kernel.tries == 1
+
+
+def test_another_refusal_of_the_kernel_is_not_hidden(kernel: Kernel) -> None:
+    kernel.error = errno.EIO
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        go_first(-10)
+
+
 @pytest.mark.parametrize(("held", "granted"), [(1 << 23, True), (0xA80425FB, False), (0, False)])
 def test_a_better_priority_is_given_where_the_capability_allows(
     monkeypatch: pytest.MonkeyPatch, held: int, granted: bool
@@ -173,6 +258,14 @@ class TestAsRoot:
         )
         done = confined(Confinement(uid=UID, nice=-10, paths=needed_paths()), script=script)
         assert done.stdout == "-10\nno\n", done.stderr
+
+    @pytest.mark.skipif(not may_go_first(), reason="needs CAP_SYS_NICE")
+    @pytest.mark.skipif(not autogroups(), reason="sessions have no priority on this kernel")
+    def test_a_session_of_its_own_has_the_priority_too_and_that_of_others_is_left_alone(self) -> None:
+        script = f"print(open({AUTOGROUP!r}).read().split()[-1])"
+        goes_first = Confinement(uid=UID, nice=-10, paths=needed_paths())
+        assert confined(goes_first, script=script, own_session=True).stdout == "-10\n"
+        assert confined(goes_first, script=script).stdout == "0\n"
 
     def test_a_uid_of_its_own_has_no_group_and_no_capability(self) -> None:
         seen = answer(Confinement(uid=UID, paths=needed_paths()))
