@@ -14,10 +14,11 @@ from typing import Any
 
 from pynetdicom.presentation import StoragePresentationContexts
 
+from dicom.bench_objects import Image, Spec, image, new_uid_block
 from perf.arrivals import Arrivals
 from perf.client import CT_IMAGE_STORAGE, EXPLICIT_LE, Client, NotUnderstood
 from perf.processes import usage
-from perf.samples import QUICK, Image, Sample, Spec, image, new_uid_block
+from perf.samples import QUICK, Sample
 from perf.steady import quantiles
 from perf.transfer import Plan, run
 from perf.ways import MEDFERRY_SINK, MEDFERRY_SOURCE, opened

@@ -9,8 +9,9 @@ from __future__ import annotations
 import signal
 import sys
 
+from dicom.bench_objects import image, new_uid_block
 from perf.client import CT_IMAGE_STORAGE, EXPLICIT_LE, Client
-from perf.samples import FULL, image, new_uid_block
+from perf.samples import FULL
 
 
 class _Ended(Exception):

@@ -16,6 +16,7 @@ from typing import Any
 
 import uvloop
 
+from dicom.bench_objects import image
 from perf import rtc_ends
 from perf.clip import clip
 from perf.processes import cpu_seconds, resident, tree
@@ -23,7 +24,7 @@ from perf.rtc_ends import Feed
 from perf.rtc_fall import recovery_seconds
 from perf.rtc_peers import WAYS, Entry, Load, WayFailed
 from perf.rtc_plan import FALL_TO, Plan, Run
-from perf.samples import FULL, image
+from perf.samples import FULL
 from relay.errors import MedferryError
 from rtc.bench_report import percentile
 from tests.interop.dicom_peers import PeerFailed

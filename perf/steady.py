@@ -7,10 +7,11 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+from dicom.bench_objects import image, new_uid_block
 from perf.arrivals import Arrivals
 from perf.client import CT_IMAGE_STORAGE, EXPLICIT_LE, IMPLICIT_LE, VERIFICATION, Client, NotUnderstood
 from perf.processes import cpu_seconds, tree
-from perf.samples import FULL, image, new_uid_block
+from perf.samples import FULL
 from perf.ways import opened
 
 ARRIVAL_SECONDS = 30.0

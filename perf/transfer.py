@@ -17,10 +17,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
+from dicom.bench_objects import new_uid_block, uid
 from perf.arrivals import Arrivals
 from perf.client import CT_IMAGE_STORAGE, EXPLICIT_LE, Client
 from perf.processes import Usage, usage
-from perf.samples import HEADER_BYTES, Sample, dataset_start, new_uid_block, stamp, uid
+from perf.samples import HEADER_BYTES, Sample, dataset_start, stamp
 from perf.scratch import put_away
 from perf.ways import Entry, opened
 from tests.interop.dicom_peers import NO_STALL, Station, program, spawned, tail

@@ -1,14 +1,17 @@
-"""`medferry bench rtp` and `bench webrtc`: measure a running relay from outside, glass to glass.
+"""`medferry bench dicom`, `bench rtp` and `bench webrtc`: measure a running relay from outside.
 
-Pictures with a machine-readable stamp of when they were painted go in on side A; the stamp is read off the
-pictures that come out on side B. Needs both sides within reach of one machine, so that one clock serves both.
+Objects of their own go in on side A and are known by their SOP instance on side B; pictures carry a
+machine-readable stamp of when they were painted, which is read off those that come out. Needs both sides
+within reach of one machine, so that one clock serves both.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import urllib.parse
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -19,7 +22,10 @@ from relay.config import split_address
 from relay.exits import failing_clearly
 from relay.lanes import load
 
-bench = typer.Typer(help="Measure a running relay from outside, glass to glass.", no_args_is_help=True)
+bench = typer.Typer(help="Measure a running relay from outside, end to end.", no_args_is_help=True)
+
+MAX_ASSOCIATIONS = 64
+"""Of one benchmark. A lane takes 32 from one address unless it is told otherwise."""
 
 Seconds = Annotated[float, typer.Option(min=3, max=3600, help="How long.")]
 Codec = Annotated[str, typer.Option(help="h264 or vp8.")]
@@ -63,13 +69,53 @@ def _measure(name: str, as_json: bool, plot: str | None, **options: Any) -> None
         report = asyncio.run(load(f"rtc.bench:bench_{name}")(load("rtc.bench:Options")(**options)))
     if plot is not None:
         load("rtc.bench_report:plot")([report], plot)
+    _show(name, report, load("rtc.bench_report:lines"), as_json)
+
+
+def _show(name: str, report: Any, lines: Callable[[Any], list[tuple[str, str]]], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(report.as_json()))
         return
     table = Table("figure", name)
-    for label, value in load("rtc.bench_report:lines")(report):
+    for label, value in lines(report):
         table.add_row(label, value)
     Console().print(table)
+
+
+@bench.command("dicom")
+def dicom(
+    source: Annotated[str, typer.Argument(callback=_address, help="host:port of the lane's source.")],
+    sink: Annotated[
+        str, typer.Argument(callback=_address, help="host:port of its destination, which must be free.")
+    ],
+    seconds: Annotated[float, typer.Option(min=1, max=3600, help="How long objects are sent.")] = 10,
+    side: Annotated[int, typer.Option(min=8, max=16_384, help="Rows and columns of 16 bits each.")] = 512,
+    associations: Annotated[int, typer.Option(min=1, max=MAX_ASSOCIATIONS, help="So many at once.")] = 1,
+    calling: Annotated[str, typer.Option(help="AE title of the sender.")] = "BENCH",
+    called: Annotated[str, typer.Option(help="AE title of the lane's source.")] = "MEDFERRY",
+    receiver: Annotated[str, typer.Option(help="AE title of the destination.")] = "PACS",
+    as_json: Json = False,
+) -> None:
+    """Store objects into a DICOM lane and receive what it delivers, in its destination's place.
+
+    The destination itself must not listen meanwhile, and nobody else use the lane. Objects that are missing
+    in the end are still in the lane's custody, for the destination; see medferry spool.
+    """
+    # That our ends close in the end, and whom they turn away, is told by the figures.
+    logging.getLogger("dicom").setLevel(logging.ERROR)
+    options = load("dicom.bench:Options")(
+        source=source,
+        sink=sink,
+        seconds=seconds,
+        side=side,
+        associations=associations,
+        calling_ae_title=calling,
+        called_ae_title=called,
+        receiver_ae_title=receiver,
+    )
+    with failing_clearly():
+        report = asyncio.run(load("dicom.bench:bench_dicom")(options))
+    _show("dicom", report, load("dicom.bench:lines"), as_json)
 
 
 @bench.command("rtp")

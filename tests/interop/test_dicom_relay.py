@@ -22,9 +22,10 @@ from pydicom.filewriter import write_dataset, write_file_meta_info
 from pydicom.uid import UID
 from pynetdicom import ALL_TRANSFER_SYNTAXES
 
+from dicom.bench_objects import dataset, image, new_uid_block, uid
 from perf.arrivals import Arrivals
 from perf.client import Client
-from perf.samples import QUICK, dataset, image, new_uid_block, uid
+from perf.samples import QUICK
 from tests.dicom.datasets import readable_files, split_file
 from tests.dicom.test_walk import refusal_of_file
 from tests.interop.dicom_peers import Archive, Station, archive, orthanc, storescp

@@ -131,6 +131,7 @@ def test_without_a_command_the_help_names_them_all() -> None:
         ("rtp", "127.0.0.1:5004", "::1", "write an IPv6 address in brackets"),
         ("webrtc", "foo", "http://127.0.0.1/whep/x", "'foo' is no URL"),
         ("webrtc", "http://127.0.0.1/whip/x", "http://[1/whep/x", "is no URL"),
+        ("dicom", "127.0.0.1", "127.0.0.1:11113", "host:port"),
         ("webrtc", "http://127.0.0.1:port/whip/x", "http://127.0.0.1/whep/x", "is no URL"),
     ],
 )
