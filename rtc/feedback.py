@@ -16,6 +16,15 @@ must see a picture within 0.5 s."""
 ESTIMATE_LIFE_NS = 5_000_000_000
 """A receiver's own estimate (REMB) holds so long; they come several times a second."""
 
+FALLEN = 0.8
+"""A new estimate below this share of the one before it: the path has become slower, and what was sent beyond
+it stands in its queue."""
+
+DRAIN_NS = 1_000_000_000
+DRAIN_SHARE = 0.5
+"""Of the estimate, what is voted for so long after a fall. The other half empties the queue and carries what
+was lost in it; a stream that used all of the path would go on losing there."""
+
 HEAVY_LOSS = 0.10
 LIGHT_LOSS = 0.02
 """Share of packets lost: above the one the rate falls, below the other it rises (GCC, loss-based part)."""
@@ -71,12 +80,16 @@ class ViewerRate:
     _by_loss: float = 0.0
     _estimate: int | None = None
     _estimated_ns: int = 0
+    _drained_ns: int = 0
 
     def __post_init__(self) -> None:
         self._by_loss = float(self.ceiling)
 
     def estimated(self, bits_per_second: int, now_ns: int) -> None:
         """The viewer's own estimate came (REMB)."""
+        before = self._estimate
+        if before is not None and bits_per_second < min(FALLEN * before, self.ceiling):
+            self._drained_ns = now_ns + DRAIN_NS
         self._estimate, self._estimated_ns = bits_per_second, now_ns
 
     def lost(self, share: float) -> None:
@@ -91,7 +104,8 @@ class ViewerRate:
         """The viewer's vote."""
         rate = int(self._by_loss)
         if self._estimate is not None and now_ns - self._estimated_ns < ESTIMATE_LIFE_NS:
-            rate = min(rate, self._estimate)
+            share = DRAIN_SHARE if now_ns < self._drained_ns else 1.0
+            rate = min(rate, int(share * self._estimate))
         return min(max(rate, self.floor), self.ceiling)
 
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from aiortc import rtp
 
+from rtc.bucket import Bucket
 from rtc.encode_thread import CodedPicture
 from rtc.feedback import ViewerRate
 from rtc.pacer import BURST_BYTES, Pacer
@@ -31,6 +32,14 @@ REPORT_SECONDS = 1.0
 
 MAX_NACKED = 512
 """Sequence numbers of one NACK that are looked at: a lost keyframe has about a hundred."""
+
+
+RESEND_SHARE = 0.4
+"""Of what the path takes, how much is for packets that were lost. More often than not they were lost because
+it was full, and the same once more on top would keep it so. What is held back is asked for again."""
+
+RESEND_SECONDS = 0.2
+"""Of that, what may be sent at once."""
 
 
 class _Ready(NamedTuple):
@@ -74,6 +83,9 @@ class SendingEnd:
         """Packets that the socket did not take."""
         self.started = False
         """Whether a keyframe was sent: before it nothing can be decoded."""
+        self.held_back = 0
+        """Packets that were asked for again and not sent, since the path had no room."""
+        self._resends = Bucket(rate.ceiling * RESEND_SHARE / 8, RESEND_SECONDS)
         self._timeline = timeline
         self._send_rtp, self._send_rtcp = send_rtp, send_rtcp
         self._want_keyframe = want_keyframe
@@ -174,13 +186,18 @@ class SendingEnd:
 
     def _nack_received(self, ssrc: int, lost: list[int], now_ns: int) -> None:
         wall_ns = time.time_ns()
+        self._resends.change(self.rate.value(now_ns) * RESEND_SHARE / 8)
         for stream in (self.video_stream, self.sound_stream):
             if stream is None or stream.ssrc != ssrc:
                 continue
             for sequence in lost[:MAX_NACKED]:
                 self.feedback.nacks += 1
+                if not self._resends.has(now_ns):
+                    self.held_back += 1
+                    continue
                 packet = stream.resend(sequence & 0xFFFF, now_ns, wall_ns)
                 if packet is not None:
+                    self._resends.take(now_ns, len(packet))
                     self.unsent += not self._send_rtp(packet)
 
     def _estimate_received(self, fci: bytes, now_ns: int) -> None:

@@ -249,6 +249,7 @@ class Viewer:
             "packets": self._video.packets if self._video else 0,
             "resent": self._video.resent if self._video else 0,
             "resends_refused": self._video.resends_refused if self._video else 0,
+            "resends_held_back": end.held_back if end else 0,
             "nacks": end.feedback.nacks if end else 0,
             "keyframe_requests": end.feedback.keyframes if end else 0,
             "malformed": end.feedback.malformed if end else 0,

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from rtc.feedback import ESTIMATE_LIFE_NS, KEYFRAME_INTERVAL_NS, KeyframeGate, ViewerRate, agree
+from rtc.feedback import (
+    DRAIN_NS,
+    ESTIMATE_LIFE_NS,
+    KEYFRAME_INTERVAL_NS,
+    KeyframeGate,
+    ViewerRate,
+    agree,
+)
 
 MS = 1_000_000
 
@@ -75,6 +82,27 @@ def test_an_estimate_holds_for_a_while_and_within_bounds() -> None:
     assert rate.value(0) == 300_000
     rate.estimated(2**60, 0)
     assert rate.value(0) == 4_000_000
+
+
+@pytest.mark.parametrize(
+    ("estimates", "at_once", "in_the_end"),
+    [
+        ((3_000_000, 1_600_000), 800_000, 1_600_000),
+        ((3_000_000, 2_500_000, 2_100_000), 2_100_000, 2_100_000),
+        ((9_000_000, 4_500_000), 4_000_000, 4_000_000),
+        ((1_000_000, 500_000), 300_000, 500_000),
+        ((500_000,), 500_000, 500_000),
+    ],
+    ids=["a fall", "a slope", "beyond what is sent anyway", "no less than the least", "the first"],
+)
+def test_after_a_fall_half_of_the_estimate_empties_the_queue(
+    estimates: tuple[int, ...], at_once: int, in_the_end: int
+) -> None:
+    rate = ViewerRate(300_000, 4_000_000)
+    for estimate in estimates:
+        rate.estimated(estimate, 0)
+    assert rate.value(0) == rate.value(DRAIN_NS - 1) == at_once
+    assert rate.value(DRAIN_NS) == in_the_end
 
 
 @pytest.mark.parametrize(
