@@ -106,11 +106,14 @@ def sustained(runs: Runs, way: str, count: int) -> bool:
 def most_streams(runs: Runs, way: str) -> float | None:
     """The number of streams up to which a way kept up with every number.
 
-    None where its limit was not found: it was not tried, or broken off while it still kept up.
+    None where its limit was not found: it was not tried, or broken off while it still kept up, or there is
+    nothing to compare it with.
     """
     counts = sorted({run["plan"]["streams"] for run in runs if _tried(run, way)})
     most = 0
     for count in counts:
+        if latency(runs, 0.99, way="direct", part="streams", streams=count) is None:
+            return None
         if not sustained(runs, way, count):
             return float(most)
         most = count

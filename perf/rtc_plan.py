@@ -148,8 +148,9 @@ def _streams(choice: Choice, repeat: int) -> Plans:
                 plan = Plan(
                     part="streams", way=way, streams=count, every=2 if count > 1 else 1, repeat=repeat
                 )
-                done.append(asdict((yield plan)))
-                if way == "direct" or rtc_figures.sustained(done, way, count):
+                ran = yield plan
+                done.append(asdict(ran))
+                if rtc_figures.sustained(done, way, count) or (way == "direct" and not ran.failure):
                     break
         if count >= choice.streams:
             running = [way for way in running if rtc_figures.sustained(done, way, count)]

@@ -119,6 +119,22 @@ def test_streams_are_measured_as_far_as_asked_and_never_beyond_the_limit() -> No
     assert rtc_figures.most_streams(broken_off, "medferry") is None
 
 
+@pytest.mark.parametrize(("failures", "most"), [(1, 5), (2, None)])
+def test_without_a_direct_way_to_compare_with_no_limit_is_claimed(failures: int, most: float | None) -> None:
+    keeps_up = keeps_up_with({"medferry": 5})
+    left = failures
+
+    def execute(plan: Plan) -> Run:
+        nonlocal left
+        if left and plan.way == "direct" and plan.streams == 3:
+            left -= 1
+            return Run(plan=plan, failure="MedferryError: a port was taken")
+        return keeps_up(plan)
+
+    runs = carried_out(["--parts", "streams", "--ways", "direct,medferry"], execute)
+    assert rtc_figures.most_streams(runs, "medferry") == most
+
+
 def test_pictures_that_do_not_arrive_are_no_way_to_keep_up() -> None:
     base = run("direct", 5, part="streams")
     ours = run("medferry", 6, part="streams")
