@@ -33,7 +33,6 @@ REPORT_SECONDS = 1.0
 MAX_NACKED = 512
 """Sequence numbers of one NACK that are looked at: a lost keyframe has about a hundred."""
 
-
 RESEND_SHARE = 0.4
 """Of what the path takes, how much is for packets that were lost. More often than not they were lost because
 it was full, and the same once more on top would keep it so. What is held back is asked for again."""
