@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from aiortc import rtp
 
+from rtc.bucket import Bucket
 from rtc.timeline import RtpClock, Timeline, ntp
 
 MAX_HISTORY = 1024
@@ -109,8 +110,7 @@ class RtpStream:
         self.sequence = secrets.randbits(15)
         self._rtx_sequence = secrets.randbits(15)
         self._history: OrderedDict[int, _Sent] = OrderedDict()
-        self._resend_credit = float(RESEND_BURST)
-        self._credited_ns = 0
+        self._resends = Bucket(RESEND_RATE, RESEND_BURST / RESEND_RATE)
 
     def outgoing(self, payloads: list[bytes], timeline_ns: int, *, mark_last: bool) -> list[Outgoing]:
         """The payloads of one picture or sound packet: one timestamp, the marker on the last."""
@@ -134,14 +134,10 @@ class RtpStream:
     def resend(self, sequence: int, now_ns: int, wall_ns: int) -> bytes | None:
         """A lost packet again, as RFC 4588 has it where that was negotiated; None where it cannot be."""
         sent = self._history.get(sequence)
-        earned = (now_ns - self._credited_ns) * RESEND_RATE / 1e9
-        self._resend_credit = min(RESEND_BURST, self._resend_credit + earned)
-        self._credited_ns = now_ns
-        if sent is None or self._resend_credit < 1 or now_ns - sent.resent_ns < RESEND_GAP_NS:
+        if sent is None or now_ns - sent.resent_ns < RESEND_GAP_NS or not self._resends.take_whole(now_ns):
             self.resends_refused += 1
             return None
         sent.resent_ns = now_ns
-        self._resend_credit -= 1
         self.resent += 1
         packet = sent.packet
         if self.rtx_payload_type is None or self.rtx_ssrc is None:
