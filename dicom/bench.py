@@ -19,13 +19,13 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pydicom.uid import ExplicitVRLittleEndian
 
 from dicom import scp, scu
-from dicom.bench_objects import UID_ROOT, Image, Spec, image, new_uid_block
+from dicom.bench_objects import UID_ROOT, Image, Spec, image, new_uid_block, uid
 from dicom.dimse import Status
 from dicom.screen import Rules
 from relay.config import Listener, split_address
@@ -84,10 +84,10 @@ class _Names:
     def __init__(self) -> None:
         self._first = self._next = new_uid_block()
 
-    def next(self) -> int:
-        """The number of the next one (`bench_objects.uid`)."""
+    def next(self) -> str:
+        """The next one, all of one length."""
         self._next += 1
-        return self._next - 1
+        return uid(self._next - 1)
 
     def __contains__(self, sop_instance: str) -> bool:
         number = sop_instance.removeprefix(UID_ROOT)
@@ -199,7 +199,7 @@ class _Sender:
         await association.release()
 
     async def _store(self, association: scu.Requestor, fd: int) -> None:
-        name = self._image.renew(self._names.next())
+        name = self._names.next()
         os.pwrite(fd, name.encode(), self._image.uid_at)
         began = time.monotonic_ns()
         self._receiver.sent_ns[name] = began
@@ -233,23 +233,19 @@ async def bench_dicom(options: Options) -> Report:
     policy = scp.Policy(
         ae_title=options.receiver_ae_title, accept=(scp.AcceptRule("*", ANYWHERE),), max_associations=256
     )
-    server = await scp.serve(open_listener(listener, None), receiver, policy, Rules())
-    try:
-        senders = [
-            _Sender(options, names, receiver, answer, replace(source, data=bytearray(source.data)))
-            for _ in range(options.associations)
-        ]
-        associations = await _associate(senders)
+    with contextlib.ExitStack() as opened:
+        sockets = open_listener(listener, None)
+        server = opened.enter_context(contextlib.closing(await scp.serve(sockets, receiver, policy, Rules())))
+        senders = [_Sender(options, names, receiver, answer, source) for _ in range(options.associations)]
+        associations = []
+        for sender in senders:
+            association = await sender.associate()
+            opened.callback(association.abort)
+            associations.append(association)
         began = time.monotonic()
-        try:
-            until = began + options.seconds
-            await asyncio.gather(*map(_Sender.send, senders, associations, itertools.repeat(until)))
-        finally:
-            for association in associations:
-                association.abort()
+        until = began + options.seconds
+        await asyncio.gather(*map(_Sender.send, senders, associations, itertools.repeat(until)))
         await within(ARRIVE_SECONDS, receiver.all_arrived())
-    finally:
-        server.close()
     objects = sum(sender.stored for sender in senders)
     arrived = receiver.delivery.count
     if receiver.others or not arrived:
@@ -266,23 +262,6 @@ async def bench_dicom(options: Options) -> Report:
         answer=answer.summary(),
         delivery=receiver.delivery.summary(),
     )
-
-
-async def _associate(senders: Sequence[_Sender]) -> list[scu.Requestor]:
-    """An association for each sender, or none.
-
-    Raises:
-        MedferryError: One could not be had.
-    """
-    opened: list[scu.Requestor] = []
-    try:
-        for sender in senders:
-            opened.append(await sender.associate())
-    except BaseException:
-        for association in opened:
-            association.abort()
-        raise
-    return opened
 
 
 @contextlib.contextmanager
