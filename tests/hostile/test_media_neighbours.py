@@ -15,8 +15,8 @@ import pytest
 from relay.records import VideoFrame
 from rtc.depayload import NAL_SPS
 from rtc.packetize import h264_payloads, nal_units
+from tests.interop.media_peers import free_pair
 from tests.rtc.coded import coded_pictures, payloads, rtp, video_packets
-from tests.rtc.test_source import two_ports
 from tests.rtc.test_source_rtp import Rig
 
 PERIOD = 1 / 30
@@ -103,7 +103,7 @@ async def test_a_bad_neighbour_costs_the_healthy_stream_nothing(tmp_path: Path, 
     for width, height in SIZES[codec]:
         coded_pictures(codec, PER_SIZE, width, height)
     healthy = video_packets("h264", coded_pictures("h264", ALONE + TOGETHER, 640, 360))
-    port = two_ports()
+    port = free_pair("127.0.0.1")
     table = {"file": sdp_file(tmp_path, port, codec), "stream": "bad"}
     async with Rig(tmp_path, source={"sdp": [table]}) as rig:
         await show(rig, healthy[:ALONE], None, port)

@@ -15,23 +15,11 @@ import trustme
 from relay.errors import ConfigError, MedferryError
 from relay.records import StopReason
 from rtc import rtsp
+from tests.interop.media_peers import free_pair
 from tests.rtc.coded import coded_pictures, video_packets
 from tests.rtc.fakes import MemoryOutlet, bound, lane, running, side, until
 from tests.rtc.test_source_rtp import Rig
 from tests.rtc.test_whip import OFFER, SDP
-
-
-def two_ports() -> int:
-    """A port that is free, with the one above it."""
-    while True:
-        first = bound(socket.SOCK_DGRAM)
-        port: int = first.getsockname()[1]
-        with first, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as second:
-            try:
-                second.bind(("127.0.0.1", port + 1))
-            except (OSError, OverflowError):
-                continue
-            return port
 
 
 def sdp_file(directory: Path, port: int) -> str:
@@ -44,7 +32,7 @@ def sdp_file(directory: Path, port: int) -> str:
 
 
 async def test_an_sdp_file_describes_a_stream(tmp_path: Path) -> None:
-    outlet, port = MemoryOutlet(), two_ports()
+    outlet, port = MemoryOutlet(), free_pair("127.0.0.1")
     settings = lane(sdp=[{"file": sdp_file(tmp_path, port), "stream": "ward"}])
     with bound(socket.SOCK_DGRAM) as sender:
         async with running(side(settings, outlet, tmp_path, {})):
@@ -74,7 +62,7 @@ async def test_a_camera_that_does_not_answer_is_asked_again(
 ) -> None:
     monkeypatch.setattr(rtsp, "FIRST_WAIT", 0.01)
     monkeypatch.setattr(rtsp, "LONGEST_WAIT", 0.02)
-    port = two_ports()
+    port = free_pair("127.0.0.1")
     settings = lane(rtsp=[{"url": f"rtsp://user:secret@127.0.0.1:{port}/live", "stream": "ward"}])
     made = side(settings, MemoryOutlet(), tmp_path, {})
     async with running(made):
