@@ -115,7 +115,7 @@ class Forwarder:
         """The next part of a data set, valid until the next call. A disk's fault is one object's, not the
         link's."""
         try:
-            count = reading.read_into(self._buffer)
+            count = reading.read_into([self._buffer])
         except OSError as error:
             raise SpoolError(f"reading its file failed: {error.strerror}") from error
         if count == 0:

@@ -3,7 +3,7 @@
     associate() ─▶ Requestor ─▶ store(), store(), …, echo() ─▶ release() or abort()
 
 One operation at a time. A command and the beginning of its data set leave in one system call, data PDUs are
-cut from the file in batches and gathered, and no more than a batch is in memory whatever the object's size.
+read from the file between their headers, and no more than a batch is in memory whatever the object's size.
 Every wait has a limit: for the association's answer, for the peer to take bytes, for its response.
 
 Errors are `PeerError`s whose `reason` tells them apart: ``unreachable``, ``timeout``, ``rejected``,
@@ -26,14 +26,16 @@ from dicom.dimse import Command, CommandField
 from dicom.events import Aborted, Accepted, Rejected, Released, ReleaseRequested
 from dicom.messages import MessageError, MessageReader
 from dicom.negotiation import VERIFICATION, Agreement
+from dicom.pdata import DataBatch
 from dicom.pdu import Fragments
 from relay.errors import PeerError, os_reason
 from relay.records import Buffer
 from relay.spool_files import MAX_GATHER
 from relay.spool_reading import Reading
 
-BATCH_BYTES = 512 * 1024
-"""Bytes of data set read and written at a time: what one association takes of memory."""
+BATCH_BYTES = 576 * 1024
+"""Bytes of data set read and written at a time: what one association takes of memory. A CT's 512 × 512 words
+and its header are one batch."""
 
 RECEIVE_BYTES = 16 * 1024
 """Bytes read at a time: responses have about 250."""
@@ -144,7 +146,7 @@ class Requestor:
         self._ids: dict[Context, int] = {}
         self._messages = MessageReader()
         self._buffer = memoryview(bytearray(RECEIVE_BYTES))
-        self._batch = memoryview(bytearray(0))
+        self._batch: DataBatch | None = None
         self._answer: asyncio.Future[Command | None] | None = None
         self._wake_writer = _nothing
         self._failure: PeerError | None = None
@@ -197,9 +199,7 @@ class Requestor:
         answer = self._expect()
         try:
             reading = Reading(fd, offset, last=last)
-            await self._send_message(
-                context_id, pdata.command(context_id, command, limit), reading, size, limit
-            )
+            await self._send_message(context_id, pdata.command(context_id, command, limit), reading, size)
             response = await self._response(answer)
         except BaseException:
             self.abort()
@@ -295,29 +295,23 @@ class Requestor:
             raise PeerError("protocol", f"{self._where} answered something that was not asked")
         return response.status
 
-    async def _send_message(
-        self, context_id: int, command: bytes, reading: Reading, size: int, limit: int
-    ) -> None:
-        """Write the command and the data set in batches of whole PDUs."""
-        room = limit - pdata.PDV_OVERHEAD
-        per_batch = max(BATCH_BYTES // room, 1) * room
-        if len(self._batch) < min(size, per_batch):
-            self._batch = memoryview(bytearray(min(size, per_batch)))
+    async def _send_message(self, context_id: int, command: bytes, reading: Reading, size: int) -> None:
+        """Write the command and the data set, a batch of PDUs at a time."""
+        if self._batch is None:
+            limit = pdata.effective_length(self._agreement.max_length)
+            self._batch = DataBatch(limit, BATCH_BYTES, MAX_GATHER)
+        batch = self._batch
         self._association.sending(_clock())
         out: list[Buffer] = [command]
-        sent = 0
-        while sent < size:
-            batch = self._batch[: min(per_batch, size - sent)]
-            count = reading.read_into(batch)
-            if count < len(batch):
-                raise OSError(f"the file ends {size - sent - count} bytes early")
-            for start in range(0, count, room):
-                piece = batch[start : start + room]
-                last = sent + start + len(piece) == size
-                out.append(pdata.header(context_id, pdata.LAST if last else 0, len(piece)))
-                out.append(piece)
+        left = size
+        while left:
+            wanted = min(batch.capacity, left)
+            count = reading.read_into(batch.gaps(wanted))
+            if count < wanted:
+                raise OSError(f"the file ends {left - count} bytes early")
+            left -= count
+            out.append(batch.pdus(context_id, count, last=not left))
             await self._write(out)
-            sent += count
             out = []
 
     async def _write(self, buffers: Sequence[Buffer]) -> None:

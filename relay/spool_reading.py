@@ -1,6 +1,6 @@
 """Reading an object in custody, once, from the beginning of its data set to its end.
 
-    file ──▶ page cache ──read_into──▶ buffer
+    file ──▶ page cache ──read_into──▶ buffers
                  └── what is behind is given back, where nobody reads it after us
 
 A long object fills the page cache with pages that nobody asks for again, and the machine has to find, clear
@@ -13,6 +13,7 @@ Never here: what is done with the bytes.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from relay.spool_files import let_go
 
@@ -32,8 +33,9 @@ class Reading:
     def __repr__(self) -> str:
         return f"<Reading at={self._at} kept from={self._kept_from}>"
 
-    def read_into(self, buffer: memoryview) -> int:
-        """Fill `buffer` with the bytes that come next; their count, less than its length only near the end.
+    def read_into(self, buffers: Sequence[memoryview]) -> int:
+        """Fill `buffers`, at most `spool_files.MAX_GATHER`, one after the other with the bytes that come next;
+        their count, less than there is room for only near the end.
 
         Raises:
             OSError: The disk failed.
@@ -42,6 +44,6 @@ class Reading:
         if self._last and behind >= BEHIND_BYTES:
             let_go(self._fd, self._kept_from, behind)
             self._kept_from = self._at
-        count = os.preadv(self._fd, [buffer], self._at)
+        count = os.preadv(self._fd, buffers, self._at)
         self._at += count
         return count

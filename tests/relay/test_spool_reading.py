@@ -55,10 +55,11 @@ def test_every_byte_comes_once_and_in_order(
 ) -> None:
     monkeypatch.setattr(spool_reading, "BEHIND_BYTES", BEHIND)
     reading = Reading(fd, OFFSET, last=last)
-    buffer = memoryview(bytearray(step))
+    whole = memoryview(bytearray(step))
+    buffers = [whole[:1], whole[1:60_000], whole[60_000:]]
     found = bytearray()
-    while count := reading.read_into(buffer):
-        found += buffer[:count]
+    while count := reading.read_into(buffers):
+        found += whole[:count]
     assert found == content[OFFSET:]
 
 
@@ -71,7 +72,7 @@ def test_pages_behind_the_last_reader_are_given_back(
     reading = Reading(fd, OFFSET, last=last)
     buffer = memoryview(bytearray(BEHIND // 2))
     for _ in range(7):
-        reading.read_into(buffer)
+        reading.read_into([buffer])
     pages = resident(fd)
     behind, ahead = pages[1 : 3 * BEHIND // PAGE], pages[-BEHIND // 2 // PAGE :]
     assert sum(behind) < len(behind) / 2 if last else all(behind)
@@ -82,12 +83,12 @@ def test_a_short_object_stays_in_the_cache(fd: int) -> None:
     os.ftruncate(fd, BEHIND_BYTES)
     reading = Reading(fd, OFFSET, last=True)
     buffer = memoryview(bytearray(128 << 10))
-    while reading.read_into(buffer):
+    while reading.read_into([buffer]):
         pass
     assert all(resident(fd))
 
 
 def test_repr_tells_how_far_it_is(fd: int) -> None:
     reading = Reading(fd, OFFSET, last=True)
-    reading.read_into(memoryview(bytearray(100)))
+    reading.read_into([memoryview(bytearray(60)), memoryview(bytearray(40))])
     assert repr(reading) == "<Reading at=800 kept from=700>"
