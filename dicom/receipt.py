@@ -37,9 +37,6 @@ FULL_RETRY_SECONDS = 1.0
 MAX_UNSYNCED_OBJECTS = 1024
 """The same bound for small objects, which cost a sync each."""
 
-ONE_FRAGMENT_BYTES = MAX_PART_BYTES - 1024
-"""An object up to this size may cross in one fragment, which the link keeps until all of it is taken."""
-
 MAX_NAMED_MISSING = 100
 """Objects named one by one as never seen; the rest are only counted."""
 
@@ -104,7 +101,7 @@ class Receipt:
             return None
         if start.parsed_ns:
             self._metrics.latency("link").record_ns(arrival.left_ns - arrival.entered_ns)
-        at_once = arrival.held and start.size <= ONE_FRAGMENT_BYTES
+        at_once = arrival.held and start.size <= MAX_PART_BYTES
         return self._retrying(lambda: self._begin(start, at_once))
 
     def _begin(self, start: ObjectStart, at_once: bool) -> None:

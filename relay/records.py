@@ -37,8 +37,9 @@ MAX_AUDIO_SAMPLES = 5760
 MAX_OBJECT_BYTES = 16 * 2**30
 """Bytes of one object's data set. Larger than any SOP instance in use; lanes set their own lower limit."""
 
-MAX_PART_BYTES = 128 * 1024 - 64
-"""Bytes of one object part, so that part and framing fit one fragment (`wire.MAX_PAYLOAD`)."""
+MAX_PART_BYTES = 130 * 1024 - 512
+"""Bytes of one object part, so that it fits one fragment (`wire.MAX_PAYLOAD`) together with its object's start
+and end."""
 
 MAX_MANIFEST_ENTRIES = 512
 """Entries of one manifest notice: what fits one fragment, and more than a lane sends in one interval."""

@@ -29,7 +29,7 @@ import time
 
 HEADER = struct.Struct(">2sBBHHIIQQII")
 TAG_BYTES = 16
-MAX_PAYLOAD = 128 * 1024
+MAX_PAYLOAD = 130 * 1024
 MAX_FRAGMENT = HEADER.size + MAX_PAYLOAD + TAG_BYTES
 REPORT_SECONDS = 1.0
 BURST_SECONDS = 0.05  # how far a sender may run ahead of its rate: what one timer tick would lose otherwise

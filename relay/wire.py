@@ -71,9 +71,10 @@ WHOLE, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 HEADER = struct.Struct(">2sBBHHIIQQII")
 TAG_BYTES = 16
 
-MAX_PAYLOAD = 128 * 1024
-"""Bytes of payload in one fragment. The kernel refuses SEQPACKET messages beyond the send buffer; at this
-size a raw 720p picture is eleven fragments, and the cost per byte has levelled off."""
+MAX_PAYLOAD = 130 * 1024
+"""Bytes of payload in one fragment. The kernel refuses SEQPACKET messages beyond the send buffer, and from
+some 131 KiB on needs 128 KiB in one piece for each; at this size a raw 720p picture is eleven fragments, the
+commonest CT (512 × 512 words and up to 6 KiB of header) four, and the cost per byte has levelled off."""
 
 MAX_FRAGMENT = HEADER.size + MAX_PAYLOAD + TAG_BYTES
 

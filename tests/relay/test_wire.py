@@ -89,11 +89,22 @@ def test_arrivals_tell_when_they_entered_and_left() -> None:
 
 
 @pytest.mark.parametrize("size", [1, r.MAX_PART_BYTES - 1, r.MAX_PART_BYTES])
-def test_a_part_of_any_size_is_one_fragment(size: int) -> None:
-    record = r.ObjectPart(id=ID, offset=0, data=bytes(size))
-    (fragment,) = encode(record)
+def test_an_object_of_one_part_is_one_fragment(size: int) -> None:
+    uid = "1." + "2" * (r.MAX_UID_CHARS - 2)
+    start = r.ObjectStart(
+        id=ID,
+        sop_class=uid,
+        sop_instance=uid,
+        transfer_syntax=uid,
+        size=size,
+        received_ns=1,
+        parsed_ns=2,
+        grade=1,
+    )
+    records = [start, r.ObjectPart(id=ID, offset=0, data=bytes(size)), end(1)]
+    (fragment,) = encode(*records)
     assert len(fragment) <= wire.MAX_FRAGMENT
-    assert decode([fragment]) == [record]
+    assert decode([fragment]) == records
 
 
 @pytest.mark.parametrize(
