@@ -5,9 +5,9 @@
 The control header's bit 0 says command (1) or data set (0), bit 1 says last fragment (PS3.8 Annex E). One PDV
 to a PDU is what every implementation reads. The reader is part of `association.py`: reading depends on state.
 
-A data set's PDUs are made in memory that has their headers in it already: what is between them is filled by one
-gathering read, and all of it leaves in one piece. To peers that take 16 KiB at a time (DCMTK's default) an
-object of 0.5 MB is 33 PDUs.
+A data set's PDUs are made in memory that has their headers in it already: what is between them is filled by
+one read, and all of it leaves in one piece. To peers that take 16 KiB at a time (DCMTK's default) an object of
+0.5 MB is 33 PDUs.
 
 Never here: I/O, what a fragment means.
 """
@@ -117,6 +117,5 @@ class DataBatch:
         return self._memory[:end]
 
     def _head(self, number: int, control: int, size: int) -> None:
-        _HEADER.pack_into(
-            self._memory, number * self._stride, P_DATA, size + PDV_OVERHEAD, size + 2, self._context_id, control
-        )
+        at = number * self._stride
+        self._memory[at : at + HEADER_BYTES] = header(self._context_id, control, size)

@@ -38,8 +38,8 @@ MAX_OBJECT_BYTES = 16 * 2**30
 """Bytes of one object's data set. Larger than any SOP instance in use; lanes set their own lower limit."""
 
 MAX_PART_BYTES = 130 * 1024 - 512
-"""Bytes of one object part, so that it fits one fragment (`wire.MAX_PAYLOAD`) together with its object's start
-and end."""
+"""Bytes of one object part, so that it fits one fragment (`wire.MAX_PAYLOAD`) together with its object's
+start and end."""
 
 MAX_MANIFEST_ENTRIES = 512
 """Entries of one manifest notice: what fits one fragment, and more than a lane sends in one interval."""
@@ -132,7 +132,7 @@ class VideoFrame:
         _check_range("height", self.height, MIN_DIMENSION, MAX_DIMENSION)
         _check(type(self.refreshed) is bool, "refreshed is not a bool")
         _check(self.format == "yuv420p", "format is not yuv420p")
-        sizes = tuple(len(plane) for plane in self.planes)
+        sizes = tuple([len(plane) for plane in self.planes])
         expected = plane_sizes(self.width, self.height)
         _check(sizes == expected, f"planes are {sizes} bytes, {self.width}x{self.height} needs {expected}")
 

@@ -34,8 +34,8 @@ class Reading:
         return f"<Reading at={self._at} kept from={self._kept_from}>"
 
     def read_into(self, buffers: Sequence[memoryview]) -> int:
-        """Fill `buffers`, at most `spool_files.MAX_GATHER`, one after the other with the bytes that come next;
-        their count, less than there is room for only near the end.
+        """Fill `buffers`, at most `spool_files.MAX_GATHER`, one after the other with the bytes that come
+        next; their count, less than there is room for only near the end.
 
         Raises:
             OSError: The disk failed.

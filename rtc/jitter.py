@@ -371,7 +371,9 @@ class VideoJitter:
         packets = [self._packets.pop(wide) for wide in range(self._next, end)]
         self._next = self._cursor = end
         self._dead = None
-        payloads = tuple(packet.payload for packet in packets if packet.payload)
+        # Made a tuple from a list, whose length is known: one that grew to its length is never taken from the
+        # freed ones that CPython keeps, only added to them.
+        payloads = tuple([packet.payload for packet in packets if packet.payload])
         if not payloads:
             return []
         keyframe = self.is_keyframe(payloads) and self.starts(payloads[0])
@@ -459,7 +461,7 @@ class VideoJitter:
         due = self._gaps.due(now_ns, interval, self._cursor, self._packets)
         if due:
             self.tally.nacks += 1
-            output.append(Nack(tuple(wide & 0xFFFF for wide in due)))
+            output.append(Nack(tuple([wide & 0xFFFF for wide in due])))
         waited = self._requested_ns is None or now_ns - self._requested_ns >= self._repeat_ns
         if self._broken_ns is not None and waited:
             self._requested_ns = now_ns

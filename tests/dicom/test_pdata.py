@@ -52,7 +52,8 @@ def test_data_sets_leave_as_they_would_piece_by_piece(
 
 
 @pytest.mark.parametrize(
-    ("capacity", "max_pdus", "held"), [(0, 9, 94), (93, 9, 94), (190, 9, 188), (10_000, 9, 846), (10_000, 1, 94)]
+    ("capacity", "max_pdus", "held"),
+    [(0, 9, 94), (93, 9, 94), (190, 9, 188), (10_000, 9, 846), (10_000, 1, 94)],
 )
 def test_a_batch_holds_whole_pdus_within_both_limits(capacity: int, max_pdus: int, held: int) -> None:
     assert DataBatch(100, capacity, max_pdus).capacity == held

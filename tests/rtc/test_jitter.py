@@ -448,3 +448,20 @@ def test_a_gap_in_sound_leaves_no_delay() -> None:
         assert all(not isinstance(o, Silence) or o.packets == 1 for o in outputs)
     assert max(delays) <= jitter.AUDIO_HOLD_NS // (20 * MS)
     assert delays[-1] == 0
+
+
+@pytest.mark.parametrize("packets", [2, 12, 19])
+def test_pictures_that_are_gone_leave_no_memory_taken(packets: int) -> None:
+    """CPython keeps up to 2000 freed tuples of each length for the next of that length: they must be used."""
+    buffer = make()
+
+    def receive(pictures: int, first: int) -> None:
+        for number in range(first, first + pictures):
+            for packet in stream("P" + "." * (packets - 1), number * packets, number * 3000):
+                buffer.receive(packet, 0)
+
+    feed(buffer, stream("K" + "." * (packets - 1), 0))
+    receive(50, 1)
+    before = sys.getallocatedblocks()
+    receive(1000, 51)
+    assert sys.getallocatedblocks() - before < 200
