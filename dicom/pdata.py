@@ -6,8 +6,8 @@ The control header's bit 0 says command (1) or data set (0), bit 1 says last fra
 to a PDU is what every implementation reads. The reader is part of `association.py`: reading depends on state.
 
 A data set's PDUs are made in memory that has their headers in it already: what is between them is filled by
-one read, and all of it leaves in one piece. To peers that take 16 KiB at a time (DCMTK's default) an object of
-0.5 MB is 33 PDUs.
+one read, and all of it leaves in one piece. To peers that take 16 KiB at a time (DCMTK's default) an object
+of 0.5 MB is 33 PDUs.
 
 Never here: I/O, what a fragment means.
 """
