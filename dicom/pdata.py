@@ -62,7 +62,7 @@ def effective_length(announced: int, cap: int = UNLIMITED_PDU_LENGTH) -> int:
 class DataBatch:
     """Memory for PDUs of a data set that follow each other, each but the last as long as the peer takes.
 
-        ┌ header │ gap ┬ header │ gap ┬ … ┐     gaps() ─▶ filled by a read ─▶ pdus() ─▶ sent
+    ┌ header │ gap ┬ header │ gap ┬ … ┐     gaps() ─▶ filled by a read ─▶ pdus() ─▶ sent
     """
 
     def __init__(self, max_length: int, capacity: int, max_pdus: int) -> None:
