@@ -101,7 +101,7 @@ def test_an_object_of_one_part_is_one_fragment(size: int) -> None:
         parsed_ns=2,
         grade=1,
     )
-    records = [start, r.ObjectPart(id=ID, offset=0, data=bytes(size)), end(1)]
+    records: list[r.Record] = [start, r.ObjectPart(id=ID, offset=0, data=bytes(size)), end(1)]
     (fragment,) = encode(*records)
     assert len(fragment) <= wire.MAX_FRAGMENT
     assert decode([fragment]) == records
