@@ -131,6 +131,7 @@ class Acceptor(asyncio.BufferedProtocol):
             self._options.close()
         self._association.connection_lost(_clock())
         self._work()
+        self._server.lost(self)
 
     def pause_writing(self) -> None:
         self._blocked = True

@@ -233,9 +233,11 @@ async def bench_dicom(options: Options) -> Report:
     policy = scp.Policy(
         ae_title=options.receiver_ae_title, accept=(scp.AcceptRule("*", ANYWHERE),), max_associations=256
     )
-    with contextlib.ExitStack() as opened:
+    async with contextlib.AsyncExitStack() as opened:
         sockets = open_listener(listener, None)
-        server = opened.enter_context(contextlib.closing(await scp.serve(sockets, receiver, policy, Rules())))
+        server = await scp.serve(sockets, receiver, policy, Rules())
+        opened.push_async_callback(server.closed)
+        opened.callback(server.close)
         senders = [_Sender(options, names, receiver, answer, source) for _ in range(options.associations)]
         associations = []
         for sender in senders:

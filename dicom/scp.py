@@ -67,6 +67,7 @@ class Server:
         self.draining = False
         self._doorkeeper = Doorkeeper(policy)
         self._listeners: list[asyncio.Server] = []
+        self._connected: set[Acceptor] = set()
         self._unassociated: dict[Acceptor, None] = {}
         self._established: dict[Acceptor, None] = {}
         self._closing: dict[Acceptor, None] = {}
@@ -123,10 +124,18 @@ class Server:
         for each in [*self._established, *self._unassociated, *self._closing]:
             each.end("the server stops")
 
+    async def closed(self) -> None:
+        """Wait, after `close`, until every connection is closed: by its peer, which has an A-ABORT and
+        `Limits.closing_seconds` to act on it, or by us."""
+        while self._connected:
+            self._gone.clear()
+            await self._gone.wait()
+
     # ---- for acceptors -----------------------------------------------------------------------------------
 
     def arrived(self, acceptor: Acceptor) -> None:
         """A stranger connected. Over the limit, another has to go."""
+        self._connected.add(acceptor)
         self._unassociated[acceptor] = None
         if len(self._unassociated) > MAX_UNASSOCIATED:
             crowd = Counter(each.address for each in self._unassociated)
@@ -167,6 +176,11 @@ class Server:
         self._closing[acceptor] = None
         if len(self._closing) > MAX_UNASSOCIATED:
             next(iter(self._closing)).end("others wait for the place of a closing connection")
+
+    def lost(self, acceptor: Acceptor) -> None:
+        """A connection is closed."""
+        self._connected.discard(acceptor)
+        self._gone.set()
 
     def fault(self, error: BaseException) -> None:
         """The handler raised what it should not: ours, and the server's end."""

@@ -443,6 +443,21 @@ async def test_drain_ends_in_time_whoever_does_not() -> None:
         assert station.archive.objects[0].abandoned
 
 
+async def test_a_server_is_closed_when_its_last_connection_is() -> None:
+    async with serving() as station:
+        stranger, caller = await station.call(), await station.associate()
+        await until(lambda: len(station.server._connected) == 2)
+        station.server.close()
+        closed = asyncio.create_task(station.server.closed())
+        await stranger.closed()
+        assert await caller.whole() == abort(0, 0)
+        assert not closed.done(), "the caller has not closed its end"
+        await caller.close()
+        async with asyncio.timeout(SECONDS):
+            await closed
+        assert not station.server._connected
+
+
 async def test_an_association_is_aborted_once_however_its_connection_ends(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
