@@ -12,6 +12,7 @@ Never here: files, the index.
 from __future__ import annotations
 
 import asyncio
+import queue
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -41,11 +42,11 @@ class Keeping:
         self._told = told
         self._appended: list[Intake] = []
         self._syncing: list[Intake] = []
-        self._closing = False
         self.idle = asyncio.Event()
         """Set while nobody waits."""
         self.idle.set()
-        self._go = threading.Semaphore(0)
+        self._turns: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        """For the thread: one for each sync, False for its end."""
         self._thread = threading.Thread(target=self._run, name="spool-journal", daemon=True)
         self._thread.start()
 
@@ -69,13 +70,10 @@ class Keeping:
 
     def _sync(self) -> None:
         self._syncing, self._appended = self._appended, []
-        self._go.release()
+        self._turns.put(True)
 
     def _run(self) -> None:
-        while True:
-            self._go.acquire()
-            if self._closing:
-                return
+        while self._turns.get():
             error = None
             try:
                 self._journal.sync()
@@ -95,7 +93,6 @@ class Keeping:
 
     def close(self) -> None:
         """End the thread, once it is `idle`, and close the journal."""
-        self._closing = True
-        self._go.release()
+        self._turns.put(False)
         self._thread.join()
         self._journal.close()
