@@ -130,8 +130,10 @@ class Acceptor(asyncio.BufferedProtocol):
         if self._options is not None:
             self._options.close()
         self._association.connection_lost(_clock())
-        self._work()
-        self._server.lost(self)
+        try:
+            self._work()
+        finally:
+            self._server.lost(self)
 
     def pause_writing(self) -> None:
         self._blocked = True

@@ -14,6 +14,7 @@ Never here: I/O, what a fragment means.
 
 from __future__ import annotations
 
+import mmap
 from struct import Struct
 
 P_DATA = 0x04
@@ -77,8 +78,8 @@ class DataBatch:
         count = max(min(capacity // self._room, max_pdus), 1)
         self.capacity = count * self._room
         """Bytes of data set that it holds."""
-        # The pages behind what a small object needs are never touched.
-        self._memory = memoryview(bytearray(count * self._stride))
+        # Mapped, since pages behind what a small object needs are never touched then.
+        self._memory = memoryview(mmap.mmap(-1, count * self._stride))
         self._gaps = [
             self._memory[start + HEADER_BYTES : start + self._stride]
             for start in range(0, len(self._memory), self._stride)
@@ -99,7 +100,7 @@ class DataBatch:
         return found
 
     def pdus(self, context_id: int, size: int, *, last: bool) -> memoryview:
-        """The PDUs around the `size` bytes in the gaps, valid until the gaps are filled again.
+        """The PDUs around the `size` bytes in the gaps, 1 to `capacity`, valid until they are filled again.
 
         `last` says that the data set ends with them.
         """

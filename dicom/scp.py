@@ -65,6 +65,7 @@ class Server:
         )
         self.buffer = memoryview(bytearray(RECEIVE_BYTES))
         self.draining = False
+        self._ended = False
         self._doorkeeper = Doorkeeper(policy)
         self._listeners: list[asyncio.Server] = []
         self._connected: set[Acceptor] = set()
@@ -118,7 +119,8 @@ class Server:
         self.close()
 
     def close(self) -> None:
-        """Stop listening and abort what is open."""
+        """Stop listening and abort what is open, and what was about to be."""
+        self._ended = True
         for listener in self._listeners:
             listener.close()
         for each in [*self._established, *self._unassociated, *self._closing]:
@@ -136,6 +138,9 @@ class Server:
     def arrived(self, acceptor: Acceptor) -> None:
         """A stranger connected. Over the limit, another has to go."""
         self._connected.add(acceptor)
+        if self._ended:
+            acceptor.end("the server stops")
+            return
         self._unassociated[acceptor] = None
         if len(self._unassociated) > MAX_UNASSOCIATED:
             crowd = Counter(each.address for each in self._unassociated)

@@ -35,7 +35,7 @@ from relay.spool_reading import Reading
 
 BATCH_BYTES = 640 * 1024
 """Bytes of data set read and written at a time: what one association takes of memory. The commonest CT, 512 ×
-512 words and a header, is one batch in PDUs of any length up to 128 KiB."""
+512 words and a header, is one batch in PDUs of 1 to 128 KiB."""
 
 RECEIVE_BYTES = 16 * 1024
 """Bytes read at a time: responses have about 250."""

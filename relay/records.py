@@ -132,8 +132,8 @@ class VideoFrame:
         _check_range("height", self.height, MIN_DIMENSION, MAX_DIMENSION)
         _check(type(self.refreshed) is bool, "refreshed is not a bool")
         _check(self.format == "yuv420p", "format is not yuv420p")
-        sizes = tuple([len(plane) for plane in self.planes])
-        expected = plane_sizes(self.width, self.height)
+        sizes = [len(plane) for plane in self.planes]
+        expected = [*plane_sizes(self.width, self.height)]
         _check(sizes == expected, f"planes are {sizes} bytes, {self.width}x{self.height} needs {expected}")
 
     def __repr__(self) -> str:

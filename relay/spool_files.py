@@ -27,7 +27,10 @@ MAX_GATHER = 1024
 SYNC_FILE_RANGE_WRITE_AND_WAIT = 1 | 2 | 4
 """linux/fs.h: wait for what is being written, write what is dirty, wait for that."""
 
-_libc = ctypes.CDLL(None)
+_NO_SUCH_CALL = frozenset({errno.ENOSYS, errno.EPERM, errno.ESPIPE})
+"""What kernels, sandboxes and files that have no sync_file_range say; a disk never does."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """What the kernel says when a file can grow no more: disk, quota, RLIMIT_FSIZE."""
@@ -150,13 +153,19 @@ def let_go(fd: int, offset: int, length: int) -> None:
 
 def write_out(fd: int) -> None:
     """Write the file's dirty pages to the disk and wait for them: an fsync that follows has little to do, and
-    nobody else's write waits behind more than one file. Without such a call nothing is done.
+    nobody else's write waits behind more than one file. Nothing is durable before that fsync
+    (sync_file_range(2)). Where the kernel, or the file, knows no such call, all is left to it.
 
-    Nothing is durable before the fsync, which also says what was wrong with the disk (sync_file_range(2)).
+    Raises:
+        OSError: The disk failed. It is told of once for an open file, so the fsync may not say it again.
     """
-    _libc.sync_file_range(
+    failed = _libc.sync_file_range(
         ctypes.c_int(fd), ctypes.c_int64(0), ctypes.c_int64(0), ctypes.c_uint(SYNC_FILE_RANGE_WRITE_AND_WAIT)
     )
+    if failed:
+        number = ctypes.get_errno()
+        if number not in _NO_SUCH_CALL:
+            raise OSError(number, os.strerror(number))
 
 
 def discard(name: str, at: int) -> None:

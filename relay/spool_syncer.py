@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from relay.errors import SpoolError
-from relay.spool_files import FILE_MODE, Directory, discard, spool_error, write_all, write_out
+from relay.spool_files import FILE_MODE, Directory, discard, let_go, spool_error, write_all, write_out
 from relay.spool_part import PartFile
 from relay.spool_spares import Spares
 from relay.spool_types import Entry
@@ -81,15 +81,18 @@ class Intake:
 def make_durable(intakes: Sequence[Intake], directory: Directory, spares: Spares) -> None:
     """Write what has no file, sync the files, move each to its place, sync their directory; close them.
 
-    Of several, one after the other is on its way to the disk: an answer that waits for the journal would wait
-    for all that is before it there. One that fails gets its `error`; the others go on.
+    Of several that nobody waits for, one after the other is on its way to the disk: an answer that waits for
+    the journal would wait for all that is before it there. One that fails gets its `error`; the others go on.
     """
     for intake in intakes:
         try:
             if intake.data is not None:
                 intake.write_file(directory, spares)
             if intake.file is not None and len(intakes) > 1:
-                write_out(intake.file.fd)
+                if intake.committing:
+                    let_go(intake.file.fd, 0, 0)
+                else:
+                    write_out(intake.file.fd)
         except OSError as error:
             intake.give_up(error, directory)
     for intake in intakes:

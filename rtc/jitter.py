@@ -461,7 +461,7 @@ class VideoJitter:
         due = self._gaps.due(now_ns, interval, self._cursor, self._packets)
         if due:
             self.tally.nacks += 1
-            output.append(Nack(tuple([wide & 0xFFFF for wide in due])))
+            output.append(Nack(tuple([wide & 0xFFFF for wide in due])))  # from a list: see `_take`
         waited = self._requested_ns is None or now_ns - self._requested_ns >= self._repeat_ns
         if self._broken_ns is not None and waited:
             self._requested_ns = now_ns

@@ -10,7 +10,7 @@ import socket
 
 import pytest
 
-from dicom.acceptor import MAX_UNSENT_BYTES
+from dicom.acceptor import MAX_UNSENT_BYTES, Acceptor
 from dicom.associate import decode_request
 from dicom.policy import AcceptRule, Doorkeeper, Policy, plain_address
 from dicom.scp import RECEIVE_BYTES, Rejection
@@ -456,6 +456,19 @@ async def test_a_server_is_closed_when_its_last_connection_is() -> None:
         async with asyncio.timeout(SECONDS):
             await closed
         assert not station.server._connected
+
+
+async def test_who_is_accepted_while_the_server_closes_is_sent_away() -> None:
+    async with serving() as station:
+        station.server.close()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            theirs = socket.create_connection(listener.getsockname())
+            ours, _ = listener.accept()
+        with theirs:
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: Acceptor(station.server), ours)
+            async with asyncio.timeout(SECONDS):
+                await station.server.closed()
+            assert theirs.recv(1000) == b""
 
 
 async def test_an_association_is_aborted_once_however_its_connection_ends(
