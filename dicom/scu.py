@@ -142,6 +142,8 @@ class Requestor:
         self._progress_seconds = progress_seconds
         self._association: Association
         self._agreement: Agreement
+        self._limit: int
+        """Bytes of the longest PDU to this peer."""
         self._proposed: frozenset[Context] = frozenset()
         self._ids: dict[Context, int] = {}
         self._messages = MessageReader()
@@ -194,12 +196,12 @@ class Requestor:
         """
         context_id = self._ids[sop_class, transfer_syntax]
         message_id = self._next_message_id()
-        command = dimse.store_request(message_id, sop_class, sop_instance)
-        limit = pdata.effective_length(self._agreement.max_length)
+        request = dimse.store_request(message_id, sop_class, sop_instance)
+        command = pdata.command(context_id, request, self._limit)
         answer = self._expect()
         try:
             reading = Reading(fd, offset, last=last)
-            await self._send_message(context_id, pdata.command(context_id, command, limit), reading, size)
+            await self._send_message(context_id, command, reading, size)
             response = await self._response(answer)
         except BaseException:
             self.abort()
@@ -210,11 +212,10 @@ class Requestor:
         """C-ECHO: the response's status. Verification must be among the accepted contexts."""
         context_id = next(id for (abstract, _), id in self._ids.items() if abstract == VERIFICATION)
         message_id = self._next_message_id()
-        limit = pdata.effective_length(self._agreement.max_length)
         answer = self._expect()
         try:
             self._association.sending(_clock())
-            command = pdata.command(context_id, dimse.echo_request(message_id, VERIFICATION), limit)
+            command = pdata.command(context_id, dimse.echo_request(message_id, VERIFICATION), self._limit)
             await self._write([command])
             response = await self._response(answer)
         except BaseException:
@@ -261,6 +262,7 @@ class Requestor:
         asyncio.get_running_loop().add_reader(self._socket.fileno(), self._readable)
         await self._write(self._association.take_output())
         await answer
+        self._limit = pdata.effective_length(self._agreement.max_length)
         self._ids = {
             (context.abstract_syntax, context.transfer_syntax): id
             for id, context in self._agreement.contexts.items()
@@ -298,8 +300,7 @@ class Requestor:
     async def _send_message(self, context_id: int, command: bytes, reading: Reading, size: int) -> None:
         """Write the command and the data set, a batch of PDUs at a time."""
         if self._batch is None:
-            limit = pdata.effective_length(self._agreement.max_length)
-            self._batch = DataBatch(limit, BATCH_BYTES, MAX_GATHER)
+            self._batch = DataBatch(self._limit, BATCH_BYTES, MAX_GATHER)
         batch = self._batch
         self._association.sending(_clock())
         out: list[Buffer] = [command]

@@ -6,11 +6,12 @@ import hashlib
 import os
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from typing import Any
 
 from relay.errors import SpoolError
 from relay.spool import Entry, Facts, Part, Spool, SpoolLimits
+from relay.spool_files import Directory
 
 MEMORY = "/dev/shm"
 MAGIC = b"HEAD"
@@ -49,6 +50,13 @@ def scratch() -> Iterator[str]:
     """Where a spool may be made, in memory if there is such a file system: these tests wait for no disk."""
     with tempfile.TemporaryDirectory(dir=MEMORY if os.access(MEMORY, os.W_OK) else None) as parent:
         yield os.path.join(parent, "spool")
+
+
+@contextmanager
+def folders() -> Iterator[Directory]:
+    """The directory of a spool that is not opened."""
+    with scratch() as path, closing(Directory(path, ".dcm")) as held:
+        yield held
 
 
 @asynccontextmanager

@@ -16,6 +16,7 @@ from tests.relay.spool_kit import (
     begun,
     deliver,
     facts,
+    folders,
     header,
     names,
     opened,
@@ -27,10 +28,8 @@ from tests.relay.spool_kit import (
 
 @pytest.fixture
 def directory() -> Iterator[Directory]:
-    with scratch() as path:
-        folders = Directory(path, ".dcm")
-        yield folders
-        folders.close()
+    with folders() as held:
+        yield held
 
 
 @pytest.fixture

@@ -15,17 +15,15 @@ from relay.spool_files import Directory, write_all, write_out
 from relay.spool_index import make_entry
 from relay.spool_spares import Spares
 from relay.spool_syncer import Intake, make_durable
-from tests.relay.spool_kit import facts, header, names, scratch, sha256
+from tests.relay.spool_kit import facts, folders, header, names, sha256
 
 DATA = b"data set"
 
 
 @pytest.fixture
 def directory() -> Iterator[Directory]:
-    with scratch() as path:
-        folders = Directory(path, ".dcm")
-        yield folders
-        folders.close()
+    with folders() as held:
+        yield held
 
 
 def intakes(directory: Directory, count: int) -> list[Intake]:
