@@ -14,10 +14,11 @@ import pytest
 from perf.clip import CLIP_SECONDS, Player, clip
 from perf.detour import candidate, with_candidate, without_candidates
 from perf.processes import cpu_seconds, resident
-from perf.rtc_ends import running
+from perf.rtc_ends import PRIORITY, before_all, running
 from perf.rtc_fall import STEADY_SECONDS, recovery_seconds
 from perf.rtc_peers import Entry
 from perf.rtc_plan import Plan
+from relay.confine import may_go_first
 from rtc.bench_report import Sighting
 from rtc.encode_thread import CodedPicture
 from tests.interop.media_peers import free_pair
@@ -42,6 +43,37 @@ def test_a_clip_has_a_keyframe_every_two_seconds() -> None:
     assert len(made.pictures) == 30 * CLIP_SECONDS
     assert [number for number, coded in enumerate(made.pictures) if coded.keyframe][:3] == [0, 60, 120]
     assert [made.next_keyframe(number) for number in (0, 1, 60, 359)] == [0, 60, 60, 0]
+
+
+@pytest.mark.parametrize("granted", [True, False])
+def test_the_ends_go_before_all_where_they_may(monkeypatch: pytest.MonkeyPatch, granted: bool) -> None:
+    calls: list[tuple[int, int]] = []
+
+    def setscheduler(pid: int, policy: int, param: os.sched_param) -> None:
+        if not granted:
+            raise PermissionError
+        assert pid == 0
+        calls.append((policy, param.sched_priority))
+
+    monkeypatch.setattr(os, "sched_setscheduler", setscheduler)
+    with before_all():
+        assert calls == ([(os.SCHED_RR, PRIORITY)] if granted else [])
+    assert calls[1:] == ([(os.SCHED_OTHER, 0)] if granted else [])
+
+
+@pytest.mark.skipif(not may_go_first(), reason="needs CAP_SYS_NICE")
+def test_threads_that_the_ends_start_go_before_all_too_and_none_afterwards() -> None:
+    policies: list[int] = []
+
+    def note() -> None:
+        policies.append(os.sched_getscheduler(0))
+
+    with before_all():
+        thread = threading.Thread(target=note)
+        thread.start()
+        thread.join()
+    note()
+    assert policies == [os.SCHED_RR, os.SCHED_OTHER]
 
 
 def test_a_picture_is_the_last_one_of_its_number_that_was_sent_before_it_was_seen() -> None:
