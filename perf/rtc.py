@@ -39,7 +39,7 @@ from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElaps
 
 from perf import report, rtc_plot, rtc_report
 from perf.dicom import machine
-from perf.rtc_figures import MAX_STREAMS
+from perf.rtc_figures import MAX_STREAMS, Runs
 from perf.rtc_peers import WAYS
 from perf.rtc_plan import LOSSES, ON_REQUEST, PARTS, SIZES, Choice, Plan, Run, carry_out, plans
 from perf.rtc_run import run
@@ -64,6 +64,15 @@ def _words(known: Sequence[str]) -> Any:
     return parse
 
 
+def _earlier(text: str) -> Runs:
+    """The runs of a file that ``--json`` wrote."""
+    try:
+        runs: Runs = json.loads(Path(text).read_text())["runs"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise argparse.ArgumentTypeError(f"{text} has no results of this benchmark: {error}") from None
+    return runs
+
+
 def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line, parsed. `choice` is what of it says what to measure."""
     parser = argparse.ArgumentParser(
@@ -84,6 +93,15 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeat", type=int, default=1, help="of every run; medians are reported")
     parser.add_argument("--quick", action="store_true", help="720p30 H.264, two streams, one loss, short")
     parser.add_argument("--json", type=Path, default=Path("perf/results/rtc.json"), help="where results go")
+    parser.add_argument(
+        "--with",
+        type=_earlier,
+        nargs="+",
+        default=[],
+        dest="earlier",
+        metavar="JSON",
+        help="results of earlier runs, reported and plotted with these; with --parts '' they are all",
+    )
     parser.add_argument("--plot", type=Path, help="write a picture (needs matplotlib)")
     default = Path(tempfile.gettempdir()) / "medferry-perf-rtc"
     parser.add_argument("--work", type=Path, default=default, help=f"default {default}")
@@ -113,7 +131,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; the exit code as above."""
     chosen = options(arguments)
     console = Console() if sys.stdout.isatty() else Console(width=LOG_COLUMNS)
-    results: report.Results = {"machine": machine(), "quick": chosen.quick, "runs": []}
+    earlier = [run for runs in chosen.earlier for run in runs]
+    results: report.Results = {"machine": machine(), "quick": chosen.quick, "runs": earlier}
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("media")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,6 +73,45 @@ def test_source_and_sink_share_no_inode_but_the_null_device(product: Product) ->
     # Every epoll and every timer of the machine has this one inode, which holds nothing of them.
     assert shared <= {null} | anonymous
     assert not any(stat.S_ISREG(item.st_mode) and identity(item) in shared for item in source.values())
+
+
+def workers(product: Product) -> dict[str, int]:
+    """All pids, by lane and part."""
+    return {f"{lane}.{part}": pid for lane in ("one", "two") for part, pid in kit.pids(product, lane).items()}
+
+
+def test_no_two_workers_are_in_one_session(product: Product) -> None:
+    """Within a session SIGCONT reaches anyone, whatever their uids (kill(2)): a bit a time, from B to A."""
+    for name, pid in workers(product).items():
+        assert os.getsid(pid) == pid, name
+
+
+@pytest.mark.root
+@pytest.mark.skipif(not kit.root(), reason="needs root: run the tests as root")
+@pytest.mark.parametrize("number", [signal.SIGCONT, signal.SIGURG])
+def test_no_worker_may_signal_another(product: Product, number: signal.Signals) -> None:
+    """Two that do nothing where they arrive, from a process like each worker, to each other one."""
+    script = (
+        "import os, sys\n"
+        "for pid in map(int, sys.argv[2:]):\n"
+        "    try:\n        os.kill(pid, int(sys.argv[1]))\n"
+        "    except PermissionError:\n        print(pid)\n"
+    )
+    pids = workers(product)
+    for name, pid in pids.items():
+        uid = os.stat(f"/proc/{pid}").st_uid
+        others = [str(other) for other in pids.values() if other != pid]
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", script, str(int(number)), *others],
+            user=uid,
+            group=uid,
+            extra_groups=[],
+            start_new_session=True,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.split() == others, f"{name} reached {set(others) - set(done.stdout.split())}"
 
 
 def test_the_valve_has_the_link_and_its_own_streams_only(product: Product) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -82,6 +83,32 @@ def test_the_tables_and_the_plot_take_what_is_missing(tmp_path: Path) -> None:
     for name, runs in (("full", RUNS), ("empty", [])):
         rtc_plot.plot({"runs": runs}, tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").stat().st_size > 1000
+
+
+def test_results_of_several_sittings_make_one_report_and_one_plot(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    first.write_text(json.dumps({"runs": RUNS[:2]}))
+    second.write_text(json.dumps({"runs": RUNS[2:]}))
+    assert rtc.main(["--parts", "", "--with", str(first)]) == 0
+    plot = tmp_path / "plot.png"
+    arguments = ["--parts", "", "--with", str(first), str(second), "--plot", str(plot)]
+    assert rtc.main(arguments) == 1, "the second has what is missed"
+    whole = tmp_path / "whole.png"
+    rtc_plot.plot({"runs": RUNS}, whole)
+    assert plot.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", "{}"])
+def test_what_holds_no_results_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None
+) -> None:
+    path = tmp_path / "results.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(SystemExit) as caught:
+        rtc.options(["--with", str(path)])
+    assert caught.value.code == 2
+    assert "has no results of this benchmark" in capsys.readouterr().err
 
 
 def keeps_up_with(counts: dict[str, int]) -> Callable[[Plan], Run]:
