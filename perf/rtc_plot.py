@@ -16,6 +16,9 @@ WAY_COLOURS = {
     "aiortc": "#8e5ea2",
 }
 
+PROCESSES = {"valve.py": "valve", "relay.cli": "supervisor", "relay.worker": "worker"}
+"""What a command line has in it, and what that process is."""
+
 BAR = 0.8
 """Of the room between two groups of bars."""
 
@@ -53,7 +56,14 @@ def _ways(runs: Runs, **plan: Any) -> list[str]:
 
 def _legend(axes: Any) -> None:
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=8, frameon=False)
+        axes.legend(fontsize=8, framealpha=0.85, edgecolor="none")
+
+
+def _process(name: str) -> str:
+    """A process as the legend calls it: the second worker's name ends with " #2"."""
+    command, _, number = name.partition(" #")
+    kind = next((kind for word, kind in PROCESSES.items() if word in command), command[-24:])
+    return f"{kind} {number}".rstrip()
 
 
 def _offset(number: int, count: int) -> float:
@@ -113,7 +123,7 @@ def _over_time(axes: Any, runs: Runs) -> None:
             points = [(point["minutes"], point[key]) for point in series if key in point]
             if points and points[0][1]:
                 first = points[0][1]
-                label = "latency p50" if key == "p50_ms" else key[-24:]
+                label = "latency p50" if key == "p50_ms" else f"memory, {_process(key)}"
                 axes.plot([x for x, _ in points], [100 * y / first for _, y in points], label=label)
     axes.set_xlabel("minutes")
     axes.set_title("Latency and memory over time, % of the first value", loc="left", fontsize=10)
