@@ -35,7 +35,8 @@ from rtc.packetize import (
     vp8_payloads,
     wanted_units,
 )
-from rtc.placement import one_slice_each, processors
+from rtc.placement import one_slice_each
+from rtc.slicing import most_slices
 
 TICKS = 90_000
 """Ticks a second of the encoders' time base, the RTP clock of both video codecs."""
@@ -51,14 +52,6 @@ a second that is 50 KB: a few milliseconds on any network that carries the strea
 
 FAR_KEYFRAME = 1 << 20
 """Pictures between two keyframes that nobody asked for: hours. Viewers ask, and late ones are given one."""
-
-SLICE_PIXELS = 320_000
-"""H.264 pictures are encoded in slices of at least so many pixels, a thread each: two at 720p. Smaller ones
-cost more in waking threads than they save. VP8 has one thread: libvpx's wait for each other by
-spinning, which on a machine with few free cores costs far more than it gains."""
-
-MAX_SLICES = 4
-"""A slice cannot predict from the one above it; more of them cost bits."""
 
 VP8_STEP = 1.25
 """A VP8 encoder is replaced when the bitrate it should have is this many times off."""
@@ -184,30 +177,27 @@ def wrap(arrival: Arrival, frame: VideoFrame) -> Wrapped | None:
     return Wrapped(arrival.pixels, frame.width, frame.height)
 
 
-def slices(codec: str, width: int, height: int) -> int:
-    """How many threads encode one picture: never more than there are processors."""
-    if codec != "h264":
-        return 1
-    return max(1, min(width * height // SLICE_PIXELS, len(processors()), MAX_SLICES))
-
-
 class VideoEncoder:
     """One encoder of one size and profile."""
 
-    def __init__(self, profile: VideoProfile, width: int, height: int, rate: float = 0.0) -> None:
+    def __init__(
+        self, profile: VideoProfile, width: int, height: int, rate: float = 0.0, slices: int | None = None
+    ) -> None:
         """
         Args:
             profile: Codec and limits.
             width: Pixels, even.
             height: Pixels, even.
             rate: Pictures a second as declared; 0 for unknown.
+            slices: How many each picture is encoded in, a thread each; None for `slicing.most_slices`.
         """
         self.profile = profile
         self.width, self.height = width, height
         self.rate = min(round(rate) or DEFAULT_RATE, MAX_RATE)
         self.bitrate = profile.bitrate
-        self.slices = slices(profile.codec, width, height)
-        """Threads that work on one picture."""
+        self.slices = slices or most_slices(profile.codec, width, height)
+        self.threads: tuple[int, ...] = ()
+        """Numbers of the threads that encode beside the caller's."""
         self._picture_id = 0
         self._since_keyframe = self._since_refreshed = 0
         """How many pictures ago the last keyframe was made, and the last `refreshed` picture came."""
@@ -235,8 +225,9 @@ class VideoEncoder:
             else {**VPX_OPTIONS, "minrate": str(bitrate)}
         )
         context.options = {**options, **limits}
-        with one_slice_each(self.slices):
+        with one_slice_each(self.slices) as started:
             context.open()
+        self.threads = tuple(started)
         return context
 
     @property
@@ -245,13 +236,15 @@ class VideoEncoder:
         seconds = self.profile.keyframe_seconds
         return FAR_KEYFRAME if seconds is None else max(1, round(seconds * self.rate))
 
-    def _suits(self, *, refreshed: bool) -> bool:
-        """Whether a picture is a good one for a keyframe of those that come by themselves.
+    def comes_round(self, *, refreshed: bool) -> bool:
+        """Whether the next picture is one of the keyframes that come by themselves.
 
         A picture that changed all over costs as many bits as a keyframe, and half as much time again. Where
         the publisher's keyframes come at least half an interval apart, ours are the same pictures: there is
         one expensive picture an interval then, not two.
         """
+        if self._since_keyframe >= self._interval:
+            return True
         return refreshed and max(self._since_keyframe, self._since_refreshed) >= self._interval // 2
 
     def set_bitrate(self, bitrate: int) -> None:
@@ -278,7 +271,7 @@ class VideoEncoder:
         frame = canvas.frame
         frame.pts = timeline_ns * TICKS // SECOND_NS
         frame.time_base = Fraction(1, TICKS)
-        keyframe = keyframe or self._suits(refreshed=refreshed)
+        keyframe = keyframe or self.comes_round(refreshed=refreshed)
         frame.pict_type = PictureType.I if keyframe else PictureType.NONE
         packets = self._context.encode(frame)
         data = b"".join(map(bytes, packets))

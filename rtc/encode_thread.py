@@ -18,9 +18,10 @@ import av
 
 from relay.link import Arrival
 from relay.records import VideoFrame
-from rtc.encode import Canvas, Coded, Picture, VideoEncoder, VideoProfile, wrap
+from rtc.encode import DEFAULT_RATE, Canvas, Coded, Picture, VideoEncoder, VideoProfile, wrap
 from rtc.feedback import KeyframeGate
 from rtc.placement import give_way
+from rtc.slicing import Slicing, most_slices
 
 STALE_NS = 100_000_000
 """A picture that took so long over the link was held up: by a stopped process, or by a slow link."""
@@ -120,6 +121,7 @@ class EncodeThread:
         self._unpublished = 0
         self._closed = False
         self._encoder: VideoEncoder | None = None
+        self._slicing = Slicing()
         self._measure = (0, 0)
         self._stopped = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name=f"encode {name}", daemon=True)
@@ -127,6 +129,12 @@ class EncodeThread:
 
     def __repr__(self) -> str:
         return f"<EncodeThread {self._encoder or self.profile.codec} encoded={self.encoded}>"
+
+    @property
+    def slices(self) -> int:
+        """How many a picture is encoded in now; 0 before the first."""
+        encoder = self._encoder
+        return 0 if encoder is None else encoder.slices
 
     def offer(self, arrival: Arrival, frame: VideoFrame, timeline_ns: int) -> None:
         """Let a picture be encoded next; it is copied, unless its memory is its own."""
@@ -238,18 +246,21 @@ class EncodeThread:
     def _encode(self, job: _Job) -> None:
         began_ns = time.monotonic_ns()
         keyframe = self.gate.is_due(began_ns)
-        encoder = self._encoder_for(job)
+        encoder = self._encoder_for(job, keyframe=keyframe)
         try:
             coded = encoder.encode(job.canvas, job.timeline_ns, keyframe=keyframe, refreshed=job.refreshed)
         except av.FFmpegError:
             # One fresh try on the same picture; a second failure is ours and ends the worker.
             self.faults += 1
             self._encoder = None
-            coded = self._encoder_for(job).encode(job.canvas, job.timeline_ns, keyframe=True)
+            coded = self._encoder_for(job, keyframe=True).encode(job.canvas, job.timeline_ns, keyframe=True)
         if not coded.payloads:
             return
         encoded_ns = time.monotonic_ns()
         self.encoded += 1
+        # Where keyframes come by themselves, the next one is soon enough for a new encoder.
+        if self._slicing.encoded() and self.profile.keyframe_seconds is None:
+            self.request_keyframe()
         picture = CodedPicture(
             coded=coded,
             timeline_ns=job.timeline_ns,
@@ -271,17 +282,24 @@ class EncodeThread:
             self._changed.notify()
         self._publish(picture)
 
-    def _encoder_for(self, job: _Job) -> VideoEncoder:
+    def _encoder_for(self, job: _Job, *, keyframe: bool) -> VideoEncoder:
+        """The encoder for a picture: a new one where the old one does not fit, or has not the right number of
+        slices and the picture is a keyframe in any case."""
         canvas = job.canvas
         encoder = self._encoder
         rate = self._measured_rate(job)
+        most = most_slices(self.profile.codec, canvas.width, canvas.height)
+        slices = self._slicing.slices(most, self._rate or DEFAULT_RATE)
         if (
             encoder is None
             or (encoder.width, encoder.height) != (canvas.width, canvas.height)
             or (rate and not 1 / RATE_OFF < rate / encoder.rate < RATE_OFF)
+            or (slices != encoder.slices and (keyframe or encoder.comes_round(refreshed=job.refreshed)))
         ):
             self._rate = rate or self._rate
-            encoder = self._encoder = VideoEncoder(self.profile, canvas.width, canvas.height, self._rate)
+            encoder = VideoEncoder(self.profile, canvas.width, canvas.height, self._rate, slices)
+            self._encoder = encoder
+            self._slicing.watch((threading.get_native_id(), *encoder.threads) if most > 1 else ())
         if self.bitrate != encoder.bitrate:
             encoder.set_bitrate(self.bitrate)
         return encoder

@@ -501,6 +501,7 @@ class Hub:
                 {
                     "codec": thread.profile.codec,
                     "bitrate": thread.bitrate,
+                    "slices": thread.slices,
                     "encoded": thread.encoded,
                     "keyframes": thread.keyframes,
                     "keyframe_requests": thread.gate.requests,

@@ -43,19 +43,20 @@ def give_way() -> None:
 
 
 @contextlib.contextmanager
-def one_slice_each(slices: int) -> Iterator[None]:
+def one_slice_each(slices: int) -> Iterator[list[int]]:
     """Bind the threads that are started in the block to one processor each, in turn, if `slices` take all.
 
-    A thread that another part of the process starts in the same moment is taken for one of them; it then runs
-    on one processor, as well as before.
+    Yields a list that has their numbers after the block. A thread that another part of the process starts in
+    the same moment is taken for one of them; it then runs on one processor, as well as before.
     """
     own = processors()
-    if not 1 < len(own) <= slices:
-        yield
-        return
+    started: list[int] = []
     with _turn:
         before = _threads()
-        yield
-        for number, thread in enumerate(sorted(_threads() - before)):
+        yield started
+        started += sorted(_threads() - before)
+        if not 1 < len(own) <= slices:
+            return
+        for number, thread in enumerate(started):
             with contextlib.suppress(ProcessLookupError):
                 os.sched_setaffinity(thread, {own[number % len(own)]})

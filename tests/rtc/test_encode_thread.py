@@ -13,8 +13,10 @@ import av
 import pytest
 
 from relay.link import Arrival
-from rtc.encode import Canvas, VideoEncoder, VideoProfile, Wrapped
+from rtc.depayload import FU_A, NAL_IDR
+from rtc.encode import Canvas, Coded, VideoEncoder, VideoProfile, Wrapped
 from rtc.encode_thread import MAX_UNPUBLISHED, REPEAT_NS, STALE_NS, CodedPicture, EncodeThread
+from rtc.slicing import CROWDED_LOOKS, LOOK_PICTURES, Slicing
 from rtc.sound_thread import MAX_WAITING, PACKET_NS, CodedSound, SoundThread
 from tests.rtc.sink_fakes import picture, tone
 
@@ -153,6 +155,50 @@ async def test_a_codec_that_stays_broken_is_told(bench: Bench, monkeypatch: pyte
     async with asyncio.timeout(5):
         while not bench.failures:
             await asyncio.sleep(0.002)
+
+
+def slices_of(coded: Coded) -> int:
+    """Slices of an H.264 keyframe, counted in its packets."""
+    begun = 0
+    for payload in coded.payloads:
+        kind = payload[0] & 0x1F
+        begun += kind == NAL_IDR or (kind == FU_A and payload[1] & 0x9F == 0x80 | NAL_IDR)
+    return begun
+
+
+WIDE = 2688
+"""With 240 lines, as many pixels as two slices need."""
+
+
+@pytest.mark.parametrize("interval", [None, 60.0])
+async def test_where_threads_wait_the_next_keyframe_has_one_slice(
+    monkeypatch: pytest.MonkeyPatch, interval: float | None
+) -> None:
+    clock = itertools.count(0, 1_000_000)
+    monkeypatch.setattr("rtc.slicing.processors", lambda: [0, 1])
+    monkeypatch.setattr("rtc.encode_thread.Slicing", lambda: Slicing(lambda _: (next(clock), next(clock))))
+    bench = Bench(dataclasses.replace(PROFILE, bitrate=4_000_000, keyframe_seconds=interval))
+    pictures = LOOK_PICTURES * CROWDED_LOOKS
+    for number in range(pictures):
+        bench.offer(number, width=WIDE)
+        await bench.until(number + 1)
+    first = bench.published[0].coded
+    assert first.keyframe
+    assert slices_of(first) == bench.thread.slices == 2
+    assert not any(item.coded.keyframe for item in bench.published[1:pictures])
+    if interval is not None:
+        # Somebody asks before the next one would have come by itself.
+        bench.offer(pictures, width=WIDE)
+        await bench.until(pictures + 1)
+        assert not bench.published[-1].coded.keyframe
+        bench.thread.request_keyframe()
+    async with asyncio.timeout(5):
+        while not bench.published[-1].coded.keyframe or len(bench.published) <= pictures:
+            bench.offer(len(bench.published), width=WIDE)
+            await bench.until(len(bench.published) + 1)
+    assert slices_of(bench.published[-1].coded) == bench.thread.slices == 1
+    await bench.thread.close()
+    assert bench.failures == []
 
 
 @pytest.mark.parametrize("codec", ["h264", "vp8"])

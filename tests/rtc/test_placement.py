@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from rtc import placement
-from rtc.encode import MAX_SLICES, SLICE_PIXELS, VideoEncoder, VideoProfile, slices
+from rtc.encode import VideoEncoder, VideoProfile
 from rtc.placement import give_way, one_slice_each, processors
 
 needs_two = pytest.mark.skipif(len(processors()) < 2, reason="needs two processors")
@@ -46,9 +46,10 @@ def waiting() -> Iterator[Waiting]:
 def test_as_many_slices_as_processors_get_one_each(waiting: Waiting) -> None:
     own = processors()
     before = waiting.start()
-    with one_slice_each(len(own)):
+    with one_slice_each(len(own)) as started:
         bound = [waiting.start() for _ in own]
     after = waiting.start()
+    assert started == sorted(bound)
     assert sorted(next(iter(os.sched_getaffinity(thread))) for thread in bound) == own
     assert all(len(os.sched_getaffinity(thread)) == 1 for thread in bound)
     for free in (before, after, 0):
@@ -76,8 +77,9 @@ def test_a_thread_that_gives_way_preempts_nobody_nor_do_its_slices(waiting: Wait
 
 def test_with_processors_to_spare_nothing_is_bound(waiting: Waiting, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(placement, "processors", lambda: [0, 1, 2])
-    with one_slice_each(2):
+    with one_slice_each(2) as started:
         thread = waiting.start()
+    assert started == [thread]
     assert sorted(os.sched_getaffinity(thread)) == processors()
 
 
@@ -89,31 +91,12 @@ def test_an_encoder_that_fails_to_open_leaves_the_turn_to_others() -> None:
         pass
 
 
-@pytest.mark.parametrize(
-    ("codec", "width", "height", "cpus", "expected"),
-    [
-        ("h264", 320, 240, 8, 1),
-        ("h264", 640, 360, 8, 1),
-        ("h264", 1280, 720, 8, 2),
-        ("h264", 1280, 720, 1, 1),
-        ("h264", 1920, 1080, 2, 2),
-        ("h264", 3840, 2160, 64, MAX_SLICES),
-        ("vp8", 1920, 1080, 8, 1),
-    ],
-)
-def test_slices_by_size_and_processors(
-    monkeypatch: pytest.MonkeyPatch, codec: str, width: int, height: int, cpus: int, expected: int
-) -> None:
-    monkeypatch.setattr("rtc.encode.processors", lambda: list(range(cpus)))
-    assert slices(codec, width, height) == expected
-    assert width * height >= SLICE_PIXELS * expected or expected == 1
-
-
 @needs_two
 def test_an_encoders_own_threads_are_apart() -> None:
     before = {int(name) for name in os.listdir("/proc/self/task")}
     encoder = VideoEncoder(VideoProfile(codec="h264", bitrate=1_000_000), 1280, 720)
     new = {int(name) for name in os.listdir("/proc/self/task")} - before
+    assert set(encoder.threads) == new
     if encoder.slices < len(processors()):
         pytest.skip("processors to spare: nothing is bound")
     assert len(new) >= encoder.slices
