@@ -126,13 +126,14 @@ def test_without_threads_or_an_account_nothing_changes() -> None:
 def test_the_kernels_account_of_a_thread() -> None:
     own = threading.get_native_id()
     before = scheduled(own)
-    until = time.thread_time() + 0.02
+    until = time.thread_time() + 0.1
     while time.thread_time() < until:
         pass
     after = scheduled(own)
     if after == (0, 0):
         pytest.skip("a kernel without CONFIG_SCHED_INFO")
-    assert after[0] - before[0] >= 15 * MS
+    # What it ran since the last tick may not be in it.
+    assert after[0] - before[0] >= 70 * MS
     assert after[1] >= before[1]
     assert scheduled(2**22 + 1) == (0, 0)
 
