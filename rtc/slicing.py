@@ -32,9 +32,9 @@ LOOK_PICTURES = 15
 
 CROWDED = 0.8
 ROOMY = 0.2
-"""How long they waited for processors, in parts of how long they ran. Two processors, 720p30: with two slices 0.1
-to 0.2 with up to five streams, 0.6 beside a C-STORE flood, where two slices are still the better choice, and
-1.1 to 1.6 with seven streams; with one slice 0.1 to 0.2 with five and 0.7 with seven."""
+"""How long they waited for processors, in parts of how long they ran. Two processors, 720p30: with two slices
+0.1 to 0.2 with up to five streams, 0.6 beside a C-STORE flood, where two slices are still the better choice,
+and 1.1 to 1.6 with seven streams; with one slice 0.1 to 0.2 with five and 0.7 with seven."""
 
 CROWDED_LOOKS = 2
 ROOMY_LOOKS = 20
