@@ -258,8 +258,9 @@ class EncodeThread:
             return
         encoded_ns = time.monotonic_ns()
         self.encoded += 1
-        # Where keyframes come by themselves, the next one is soon enough for a new encoder.
-        if self._slicing.encoded() and self.profile.keyframe_seconds is None:
+        resliced = self._slicing.encoded() and self._slices(job.canvas) != encoder.slices
+        if resliced and self.profile.keyframe_seconds is None:
+            # Else the next keyframe that comes by itself is soon enough.
             self.request_keyframe()
         picture = CodedPicture(
             coded=coded,
@@ -282,14 +283,20 @@ class EncodeThread:
             self._changed.notify()
         self._publish(picture)
 
+    def _most_slices(self, canvas: Picture) -> int:
+        return most_slices(self.profile.codec, canvas.width, canvas.height)
+
+    def _slices(self, canvas: Picture) -> int:
+        """How many slices the next encoder is to have."""
+        return self._slicing.slices(self._most_slices(canvas), self._rate or DEFAULT_RATE)
+
     def _encoder_for(self, job: _Job, *, keyframe: bool) -> VideoEncoder:
         """The encoder for a picture: a new one where the old one does not fit, or has not the right number of
         slices and the picture is a keyframe in any case."""
         canvas = job.canvas
         encoder = self._encoder
         rate = self._measured_rate(job)
-        most = most_slices(self.profile.codec, canvas.width, canvas.height)
-        slices = self._slicing.slices(most, self._rate or DEFAULT_RATE)
+        slices = self._slices(canvas)
         if (
             encoder is None
             or (encoder.width, encoder.height) != (canvas.width, canvas.height)
@@ -299,7 +306,8 @@ class EncodeThread:
             self._rate = rate or self._rate
             encoder = VideoEncoder(self.profile, canvas.width, canvas.height, self._rate, slices)
             self._encoder = encoder
-            self._slicing.watch((threading.get_native_id(), *encoder.threads) if most > 1 else ())
+            threads = (threading.get_native_id(), *encoder.threads)
+            self._slicing.watch(threads if self._most_slices(canvas) > 1 else ())
         if self.bitrate != encoder.bitrate:
             encoder.set_bitrate(self.bitrate)
         return encoder

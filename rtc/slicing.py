@@ -100,7 +100,7 @@ class Slicing:
         self._ran_ns, self._waited_ns = self._sums()
 
     def encoded(self) -> bool:
-        """One more picture is encoded. Whether it showed that another number of slices would be better."""
+        """One more picture is encoded. Whether processors were found crowded with it, or roomy again."""
         self._pictures += 1
         if self._pictures < LOOK_PICTURES or not self._threads:
             return False

@@ -201,6 +201,22 @@ async def test_where_threads_wait_the_next_keyframe_has_one_slice(
     assert bench.failures == []
 
 
+async def test_pictures_that_need_all_slices_keep_them_without_a_keyframe(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = itertools.count(0, 10**12)
+    monkeypatch.setattr("rtc.slicing.processors", lambda: [0, 1])
+    monkeypatch.setattr("rtc.encode_thread.Slicing", lambda: Slicing(lambda _: (next(clock), next(clock))))
+    bench = Bench(dataclasses.replace(PROFILE, bitrate=4_000_000))
+    for number in range(LOOK_PICTURES * (CROWDED_LOOKS + 1)):
+        bench.offer(number, width=WIDE)
+        await bench.until(number + 1)
+    assert [item.coded.keyframe for item in bench.published].count(True) == 1
+    assert bench.thread.gate.requests == 0
+    assert bench.thread.slices == 2
+    await bench.thread.close()
+
+
 @pytest.mark.parametrize("codec", ["h264", "vp8"])
 def test_a_picture_encoded_from_where_it_lies_is_the_same_as_a_copy(codec: Any) -> None:
     frame = picture(3)
