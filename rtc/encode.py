@@ -36,7 +36,7 @@ from rtc.packetize import (
     wanted_units,
 )
 from rtc.placement import one_slice_each
-from rtc.slicing import most_slices
+from rtc.slicing import Slicing, most_slices
 
 TICKS = 90_000
 """Ticks a second of the encoders' time base, the RTP clock of both video codecs."""
@@ -181,7 +181,12 @@ class VideoEncoder:
     """One encoder of one size and profile."""
 
     def __init__(
-        self, profile: VideoProfile, width: int, height: int, rate: float = 0.0, slices: int | None = None
+        self,
+        profile: VideoProfile,
+        width: int,
+        height: int,
+        rate: float = 0.0,
+        slicing: Slicing | None = None,
     ) -> None:
         """
         Args:
@@ -189,13 +194,15 @@ class VideoEncoder:
             width: Pixels, even.
             height: Pixels, even.
             rate: Pictures a second as declared; 0 for unknown.
-            slices: How many each picture is encoded in, a thread each; None for `slicing.most_slices`.
+            slicing: Decides how many slices there are; None for as many as the pictures have use for.
         """
         self.profile = profile
         self.width, self.height = width, height
         self.rate = min(round(rate) or DEFAULT_RATE, MAX_RATE)
         self.bitrate = profile.bitrate
-        self.slices = slices or most_slices(profile.codec, width, height)
+        self.most_slices = most_slices(profile.codec, width, height)
+        self.slices = self.most_slices if slicing is None else slicing.slices(self.most_slices, self.rate)
+        """How many slices each picture has use for, and is encoded in, a thread each."""
         self.threads: tuple[int, ...] = ()
         """Numbers of the threads that encode beside the caller's."""
         self._picture_id = 0

@@ -18,10 +18,10 @@ import av
 
 from relay.link import Arrival
 from relay.records import VideoFrame
-from rtc.encode import DEFAULT_RATE, Canvas, Coded, Picture, VideoEncoder, VideoProfile, wrap
+from rtc.encode import Canvas, Coded, Picture, VideoEncoder, VideoProfile, wrap
 from rtc.feedback import KeyframeGate
 from rtc.placement import give_way
-from rtc.slicing import Slicing, most_slices
+from rtc.slicing import Slicing
 
 STALE_NS = 100_000_000
 """A picture that took so long over the link was held up: by a stopped process, or by a slow link."""
@@ -258,8 +258,7 @@ class EncodeThread:
             return
         encoded_ns = time.monotonic_ns()
         self.encoded += 1
-        resliced = self._slicing.encoded() and self._slices(job.canvas) != encoder.slices
-        if resliced and self.profile.keyframe_seconds is None:
+        if self._slicing.encoded() and self._badly_sliced(encoder) and self.profile.keyframe_seconds is None:
             # Else the next keyframe that comes by itself is soon enough.
             self.request_keyframe()
         picture = CodedPicture(
@@ -283,12 +282,9 @@ class EncodeThread:
             self._changed.notify()
         self._publish(picture)
 
-    def _most_slices(self, canvas: Picture) -> int:
-        return most_slices(self.profile.codec, canvas.width, canvas.height)
-
-    def _slices(self, canvas: Picture) -> int:
-        """How many slices the next encoder is to have."""
-        return self._slicing.slices(self._most_slices(canvas), self._rate or DEFAULT_RATE)
+    def _badly_sliced(self, encoder: VideoEncoder) -> bool:
+        """Whether one like it would have another number of slices now."""
+        return self._slicing.slices(encoder.most_slices, encoder.rate) != encoder.slices
 
     def _encoder_for(self, job: _Job, *, keyframe: bool) -> VideoEncoder:
         """The encoder for a picture: a new one where the old one does not fit, or has not the right number of
@@ -296,18 +292,17 @@ class EncodeThread:
         canvas = job.canvas
         encoder = self._encoder
         rate = self._measured_rate(job)
-        slices = self._slices(canvas)
         if (
             encoder is None
             or (encoder.width, encoder.height) != (canvas.width, canvas.height)
             or (rate and not 1 / RATE_OFF < rate / encoder.rate < RATE_OFF)
-            or (slices != encoder.slices and (keyframe or encoder.comes_round(refreshed=job.refreshed)))
+            or (self._badly_sliced(encoder) and (keyframe or encoder.comes_round(refreshed=job.refreshed)))
         ):
             self._rate = rate or self._rate
-            encoder = VideoEncoder(self.profile, canvas.width, canvas.height, self._rate, slices)
+            encoder = VideoEncoder(self.profile, canvas.width, canvas.height, self._rate, self._slicing)
             self._encoder = encoder
             threads = (threading.get_native_id(), *encoder.threads)
-            self._slicing.watch(threads if self._most_slices(canvas) > 1 else ())
+            self._slicing.watch(threads if encoder.most_slices > 1 else ())
         if self.bitrate != encoder.bitrate:
             encoder.set_bitrate(self.bitrate)
         return encoder

@@ -170,13 +170,18 @@ WIDE = 2688
 """With 240 lines, as many pixels as two slices need."""
 
 
+def crowd(monkeypatch: pytest.MonkeyPatch, step_ns: int) -> None:
+    """Two processors, for which threads wait as long as they run: a step from one look at one to the next."""
+    clock = itertools.count(0, step_ns)
+    monkeypatch.setattr("rtc.slicing.processors", lambda: [0, 1])
+    monkeypatch.setattr("rtc.encode_thread.Slicing", lambda: Slicing(lambda _: (next(clock), next(clock))))
+
+
 @pytest.mark.parametrize("interval", [None, 60.0])
 async def test_where_threads_wait_the_next_keyframe_has_one_slice(
     monkeypatch: pytest.MonkeyPatch, interval: float | None
 ) -> None:
-    clock = itertools.count(0, 1_000_000)
-    monkeypatch.setattr("rtc.slicing.processors", lambda: [0, 1])
-    monkeypatch.setattr("rtc.encode_thread.Slicing", lambda: Slicing(lambda _: (next(clock), next(clock))))
+    crowd(monkeypatch, 1_000_000)
     bench = Bench(dataclasses.replace(PROFILE, bitrate=4_000_000, keyframe_seconds=interval))
     pictures = LOOK_PICTURES * CROWDED_LOOKS
     for number in range(pictures):
@@ -204,9 +209,7 @@ async def test_where_threads_wait_the_next_keyframe_has_one_slice(
 async def test_pictures_that_need_all_slices_keep_them_without_a_keyframe(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    clock = itertools.count(0, 10**12)
-    monkeypatch.setattr("rtc.slicing.processors", lambda: [0, 1])
-    monkeypatch.setattr("rtc.encode_thread.Slicing", lambda: Slicing(lambda _: (next(clock), next(clock))))
+    crowd(monkeypatch, 10**12)
     bench = Bench(dataclasses.replace(PROFILE, bitrate=4_000_000))
     for number in range(LOOK_PICTURES * (CROWDED_LOOKS + 1)):
         bench.offer(number, width=WIDE)
