@@ -12,7 +12,8 @@ the protocol on A is in a record, so none can reach B.
 Between them stands the *link*. `wire.py` cuts records into numbered, authenticated fragments; `link.py` is
 the seam that sources and sinks see (an Outlet to send on, an Inlet to receive from); `valve.py` is the link
 of one machine: a small process that moves fragments from a socket it can only read to a socket it can only
-write, so that source and sink share no kernel object. Nothing is ever acknowledged across it. What A has
+write (and pictures from memory to memory, `trays.py`), so that source and sink share no kernel object.
+Nothing is ever acknowledged across it. What A has
 accepted is durable in A's `spool.py` before the sender hears "success"; B takes a fragment only once it is
 written down; a loss shows on B as a gap, a silence, or a line of the `Manifest` that A repeats.
 

@@ -20,7 +20,7 @@ class LaneKind:
     source: str
     sink: str
     live: bool = False
-    """Late is lost: its processes go before others (`Confinement.nice`)."""
+    """Late is lost: its processes go before others (`Confinement.nice`), its link has trays (`trays`)."""
 
 
 LANE_KINDS: dict[str, LaneKind] = {

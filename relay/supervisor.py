@@ -34,6 +34,7 @@ from relay.lanes import LANE_KINDS
 from relay.listeners import open_listener
 from relay.process import Launch, Process, within
 from relay.systemd import notify
+from relay.trays import Trays, make_trays
 from relay.users import slot_of, uid_of
 from relay.valve_link import Pairs, make_pairs
 from relay.wire import KEY_BYTES
@@ -97,6 +98,8 @@ class Lane:
     on_change: Callable[[], None]
     pairs: Pairs = field(default_factory=make_pairs)
     key: bytes = field(default_factory=lambda: secrets.token_bytes(KEY_BYTES))
+    trays: Trays | None = None
+    """Where its records are pictures."""
     sockets: dict[SideName, dict[str, list[socket.socket]]] = field(default_factory=dict)
     draining: bool = False
     _source_was_ready: bool = False
@@ -109,6 +112,8 @@ class Lane:
 
     def __post_init__(self) -> None:
         name = self.settings.name
+        if LANE_KINDS[self.settings.kind].live:
+            self.trays = make_trays()
         self.source = Process(f"{name}.source", lambda fd: self._launch("source", fd), self._source_heard)
         self.valve = Process(f"{name}.valve", self._launch_valve, self._heard)
         self.sink = Process(f"{name}.sink", lambda fd: self._launch("sink", fd), self._heard)
@@ -225,7 +230,8 @@ class Lane:
             os.close(fd)
 
     def _launch(self, name: SideName, report_fd: int) -> Launch:
-        end = self.pairs.source_end if name == "source" else self.pairs.sink_end
+        end = (self.pairs.source_end if name == "source" else self.pairs.sink_end).fileno()
+        tray = self.trays and (self.trays.source_end if name == "source" else self.trays.sink_end)
         listeners = [
             {"name": key, "fd": sock.fileno()}
             for key, sockets in self.sockets.get(name, {}).items()
@@ -251,7 +257,8 @@ class Lane:
             "epoch": epoch,
             "link_is_new": name == "source" and not self._source_was_ready,
             "state": self.directory(name),
-            "link_fd": end.fileno(),
+            "link_fd": end,
+            "tray_fd": tray,
             "report_fd": report_fd,
             "listeners": listeners,
             "files": files,
@@ -259,7 +266,8 @@ class Lane:
             "log_style": self.logs.style,
             "log_level": self.logs.level,
         }
-        inherited = (end.fileno(), *(sock.fileno() for sock in self._listening(name)), *files.values())
+        ends = (end,) if tray is None else (end, tray)
+        inherited = (*ends, *(sock.fileno() for sock in self._listening(name)), *files.values())
         return Launch(
             command=self.confinement(name).command([sys.executable, "-m", "relay.worker"]),
             descriptors=inherited,
@@ -274,10 +282,11 @@ class Lane:
         if not self.draining:
             self._renew_pairs()
         ends = (self.pairs.valve_in.fileno(), self.pairs.valve_out.fileno())
+        trays = () if self.trays is None else (self.trays.valve_in, self.trays.valve_out)
         rate = self.settings.link_bytes_per_second
-        arguments = (*ends, report_fd, self.number, self._source_epoch, rate)
+        arguments = (*ends, report_fd, self.number, self._source_epoch, rate, *trays)
         program = [sys.executable, "-I", os.path.abspath(valve.__file__), *map(str, arguments)]
-        return Launch(command=self.confinement("valve").command(program), descriptors=ends)
+        return Launch(command=self.confinement("valve").command(program), descriptors=(*ends, *trays))
 
     def _renew_pairs(self) -> None:
         """Give a side that shut its own end of the link a new one, in a new process."""
@@ -316,6 +325,9 @@ class Lane:
     def close(self) -> None:
         """Close every socket of the lane."""
         self.pairs.close()
+        if self.trays is not None:
+            self.trays.close()
+            self.trays = None
         for name in ("source", "sink"):
             self._close_files(name)
             for sock in self._listening(name):

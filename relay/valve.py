@@ -13,12 +13,18 @@ order (an epoch never goes back, nor beyond the source's own; a number never com
 no key and cannot forge: the MAC is B's to check. Standard library only; it imports nothing of medferry, and
 a test keeps these numbers equal to `wire.py`'s.
 
-    python -I valve.py IN_FD OUT_FD REPORT_FD LANE NEWEST_EPOCH BYTES_PER_SECOND
+A lane of pictures has a *tray* on each side: memory for one fragment that is too large for a message. A
+short message, its *ticket*, then says how long it is. The valve can only read A's tray and only writes to
+B's: it takes the header out, where A cannot change it any more, checks it, and copies what has passed. A tray
+is free once all messages to its reader are taken.
+
+    python -I valve.py IN_FD OUT_FD REPORT_FD LANE NEWEST_EPOCH BYTES_PER_SECOND [IN_TRAY_FD OUT_TRAY_FD]
 """
 
 import array
 import fcntl
 import json
+import mmap
 import os
 import select
 import socket
@@ -31,6 +37,8 @@ HEADER = struct.Struct(">2sBBHHIIQQII")
 TAG_BYTES = 16
 MAX_PAYLOAD = 130 * 1024
 MAX_FRAGMENT = HEADER.size + MAX_PAYLOAD + TAG_BYTES
+TICKET = struct.Struct(">I")  # bytes of the fragment in the tray
+TRAY_BYTES = 6178 * 4096
 REPORT_SECONDS = 1.0
 BURST_SECONDS = 0.05  # how far a sender may run ahead of its rate: what one timer tick would lose otherwise
 
@@ -44,14 +52,17 @@ class Order:
         self.epoch = -1
         self.next = 0
 
-    def refusal(self, fragment: memoryview) -> str | None:
-        """Why `fragment` may not pass, as one of a few words; None lets it pass and moves the order on."""
-        if not HEADER.size + TAG_BYTES < len(fragment) <= MAX_FRAGMENT:
+    def refusal(self, header: bytes | memoryview, length: int, most: int = MAX_FRAGMENT) -> str | None:
+        """Why a fragment of `length` bytes that begins with `header` may not pass, as one of a few words.
+
+        None lets it pass and moves the order on.
+        """
+        if not HEADER.size + TAG_BYTES < length <= most:
             return "size"
-        magic, version, shape, lane, zero, epoch, _, seq, _, size, pad = HEADER.unpack_from(fragment)
+        magic, version, shape, lane, zero, epoch, _, seq, _, size, pad = HEADER.unpack_from(header)
         if magic != b"MF" or version != 1 or not 1 <= shape <= 4 or zero or pad:
             return "shape"
-        if size != len(fragment) - HEADER.size - TAG_BYTES:
+        if size != length - HEADER.size - TAG_BYTES:
             return "size"
         if lane != self.lane:
             return "lane"
@@ -75,8 +86,40 @@ def ended(inlet: socket.socket) -> bool:
     return bool(poll.poll(0)) and not waiting(inlet)
 
 
-def run(inlet: socket.socket, outlet: socket.socket, report_fd: int, order: Order, rate: int) -> None:
-    """Move fragments until A's side ends. `rate` is bytes a second, 0 for no limit."""
+def untaken(outlet: socket.socket) -> bool:
+    """Whether something was sent that nobody at the other end has taken yet."""
+    count = array.array("i", [0])
+    fcntl.ioctl(outlet, termios.TIOCOUTQ, count)
+    return count[0] > 1  # the kernel gives a last byte back only after it has told that a message was taken
+
+
+def takes(outlet: socket.socket) -> select.epoll:
+    """Has one event at first, one for each message that is taken, and one when the other end is shut."""
+    events = select.epoll()
+    events.register(outlet, select.EPOLLOUT | select.EPOLLET)
+    return events
+
+
+def copy(header: bytes, source: memoryview, target: memoryview, outlet: socket.socket) -> None:
+    """Put the fragment of which `header` was checked into B's tray, once that is free."""
+    if untaken(outlet):
+        with takes(outlet) as events:
+            while untaken(outlet):
+                if events.poll()[0][1] & select.EPOLLHUP:
+                    raise BrokenPipeError("B shut its end of the link")
+    target[: len(header)] = header
+    target[len(header) :] = source[len(header) :]
+
+
+def run(
+    inlet: socket.socket,
+    outlet: socket.socket,
+    report_fd: int,
+    order: Order,
+    rate: int,
+    trays: tuple[memoryview, memoryview] | None = None,
+) -> None:
+    """Move fragments until A's side ends. `rate` is bytes a second, 0 for no limit; `trays` A's and B's."""
     buffer = memoryview(bytearray(MAX_FRAGMENT + 1))
     taken = bytearray(1)
     figures: dict[str, int] = {"fragments": 0, "bytes": 0}
@@ -85,14 +128,21 @@ def run(inlet: socket.socket, outlet: socket.socket, report_fd: int, order: Orde
         size = inlet.recv_into(buffer, 0, socket.MSG_PEEK)
         if size == 0 and ended(inlet):
             return
-        reason = order.refusal(buffer[:size])
+        message, most = buffer[:size], MAX_FRAGMENT
+        header = bytes(message[: HEADER.size])
+        if trays and size == TICKET.size:
+            (size,), most = TICKET.unpack(message), TRAY_BYTES
+            header = bytes(trays[0][: HEADER.size])
+        reason = order.refusal(header, size, most)
         now = time.monotonic()
         if reason is None:
             if rate:
                 allowed_at = max(allowed_at, now - BURST_SECONDS) + size / rate
                 if allowed_at > now:
                     select.select([], [], [], allowed_at - now)
-            outlet.send(buffer[:size])
+            if trays and most == TRAY_BYTES:
+                copy(header, trays[0][:size], trays[1][:size], outlet)
+            outlet.send(message)
             figures["fragments"] += 1
             figures["bytes"] += size
         else:
@@ -104,6 +154,12 @@ def run(inlet: socket.socket, outlet: socket.socket, report_fd: int, order: Orde
 
 
 if __name__ == "__main__":
-    in_fd, out_fd, report, lane_number, newest, limit = map(int, sys.argv[1:])
+    in_fd, out_fd, report, lane_number, newest, limit, *tray_fds = map(int, sys.argv[1:])
+    memories = None
+    if tray_fds:
+        in_tray = mmap.mmap(tray_fds[0], TRAY_BYTES, prot=mmap.PROT_READ)
+        out_tray = mmap.mmap(tray_fds[1], TRAY_BYTES)
+        memories = memoryview(in_tray), memoryview(out_tray)
     os.write(report, b'{"ready": true}\n')
-    run(socket.socket(fileno=in_fd), socket.socket(fileno=out_fd), report, Order(lane_number, newest), limit)
+    ends = socket.socket(fileno=in_fd), socket.socket(fileno=out_fd)
+    run(*ends, report, Order(lane_number, newest), limit, memories)

@@ -1,4 +1,4 @@
-"""The one-machine link's two ends: an Outlet and an Inlet on half-shut SEQPACKET sockets.
+"""The one-machine link's two ends: an Outlet and an Inlet on half-shut SEQPACKET sockets, and on trays.
 
 `make_pairs` makes the sockets that the supervisor keeps and hands out; `ValveOutlet` runs in the source,
 `ValveInlet` in the sink, and `valve.py` moves what is between. Sockets outlive the processes on either side
@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from relay import wire
 from relay.errors import WireError
 from relay.link import SILENCE_SECONDS, Arrival, Deliver
-from relay.records import Record
-from relay.valve import waiting
+from relay.records import Record, VideoFrame
+from relay.valve import takes, untaken, waiting
 
 log = logging.getLogger(__name__)
 
@@ -104,14 +104,17 @@ def make_pairs() -> Pairs:
 class ValveOutlet:
     """The source's end. Implements `link.Outlet`."""
 
-    def __init__(self, sock: socket.socket, encoder: wire.Encoder) -> None:
+    def __init__(self, sock: socket.socket, encoder: wire.Encoder, tray: memoryview | None = None) -> None:
+        """`tray`: to write to, where the link has trays."""
         sock.setblocking(False)
         self._socket = sock
         self._encoder = encoder
+        self._tray = tray
         self._turn = asyncio.Lock()
         self._memory = memoryview(bytearray(wire.MAX_FRAGMENT))
         """Of the one fragment that is being sent."""
-        self._unsent: memoryview | None = None
+        self._unsent: tuple[memoryview | bytes, int] | None = None
+        """A message, and the bytes of its fragment."""
         self.fragments = 0
         self.bytes = 0
         self.waits = 0
@@ -129,22 +132,38 @@ class ValveOutlet:
         async with self._turn:
             if self._unsent is not None:
                 # A cancelled send left a numbered fragment behind; skipping it would look like a loss to B.
-                await self._send_fragment(self._unsent)
-            for fragment in self._encoder.encode_into(self._memory, records, time.monotonic_ns):
-                await self._send_fragment(fragment)
+                await self._send_message(*self._unsent)
+            if self._tray is not None and any(isinstance(record, VideoFrame) for record in records):
+                await self._until_taken()
+            for fragment in self._encoder.encode_into(self._memory, records, time.monotonic_ns, self._tray):
+                size = len(fragment)
+                await self._send_message(
+                    wire.TICKET.pack(size) if size > wire.MAX_FRAGMENT else fragment, size
+                )
 
-    async def _send_fragment(self, fragment: memoryview) -> None:
-        self._unsent = fragment
+    async def _send_message(self, message: memoryview | bytes, size: int) -> None:
+        self._unsent = message, size
         while True:
             try:
-                self._socket.send(fragment)
+                self._socket.send(message)
                 break
             except BlockingIOError:
                 self.waits += 1
-                await _until_writable(self._socket)
+                await _until_ready(self._socket.fileno(), writable=True)
         self._unsent = None
         self.fragments += 1
-        self.bytes += len(fragment)
+        self.bytes += size
+
+    async def _until_taken(self) -> None:
+        """Until the valve has taken everything, and with it what lies in the tray."""
+        if not untaken(self._socket):
+            return
+        self.waits += 1
+        with takes(self._socket) as events:
+            while untaken(self._socket):
+                await _until_ready(events.fileno(), writable=False)
+                if any(event & select.EPOLLHUP for _, event in events.poll(0)):
+                    raise BrokenPipeError("the link is shut")
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,9 +177,11 @@ class _Unfinished:
 class ValveInlet:
     """The sink's end. Implements `link.Inlet`."""
 
-    def __init__(self, sock: socket.socket, decoder: wire.Decoder) -> None:
+    def __init__(self, sock: socket.socket, decoder: wire.Decoder, tray: memoryview | None = None) -> None:
+        """`tray`: to read from, where the link has trays."""
         sock.setblocking(False)
         self._socket = sock
+        self._tray = tray
         self.decoder = decoder
         self._heard = time.monotonic()
         self._delivering = False
@@ -233,7 +254,7 @@ class ValveInlet:
         now = time.monotonic_ns()
         self._heard = now / 1e9
         try:
-            arrivals = self.decoder.decode(buffer[:size], now)
+            arrivals = self.decoder.decode(buffer[:size], now, self._tray)
         except WireError as error:
             self._tell(error)
             arrivals = []
@@ -257,7 +278,8 @@ def _drop(unfinished: _Unfinished | None) -> None:
         unfinished.waiting.close()
 
 
-async def _until_writable(sock: socket.socket) -> None:
+async def _until_ready(fd: int, *, writable: bool) -> None:
+    """Until something can be written to `fd`, or else read from it."""
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()
 
@@ -265,8 +287,9 @@ async def _until_writable(sock: socket.socket) -> None:
         if not ready.done():
             ready.set_result(None)
 
-    loop.add_writer(sock.fileno(), wake)
+    add, remove = (loop.add_writer, loop.remove_writer) if writable else (loop.add_reader, loop.remove_reader)
+    add(fd, wake)
     try:
         await ready
     finally:
-        loop.remove_writer(sock.fileno())
+        remove(fd)

@@ -14,6 +14,9 @@ to a fragment; a large one is cut into many. Every fragment is numbered and auth
     |  GMAC (16)                                                    |
     +---------------------------------------------------------------+
 
+Where the link has a tray (`trays.py`), a record too large for one message is one fragment all the same: it
+lies in the tray, and a *ticket*, four octets with its length, is the message.
+
 All numbers are big endian. `v` is the version, `s` the shape: WHOLE (payload is one or more whole records),
 or FIRST, MIDDLE, LAST of one record of *record bytes* in all. A record is a type octet, a length of four
 octets, and a body laid out by the tables below.
@@ -80,6 +83,11 @@ MAX_FRAGMENT = HEADER.size + MAX_PAYLOAD + TAG_BYTES
 
 MAX_RECORD = 3 * MAX_DIMENSION * MAX_DIMENSION // 2 + 4096
 """Bytes of one encoded record: the largest picture and its fields."""
+
+MAX_LARGE_FRAGMENT = HEADER.size + MAX_PAYLOAD + MAX_RECORD + TAG_BYTES
+"""Bytes of a fragment that lies in a tray: the largest record and the small ones before it."""
+
+TICKET = struct.Struct(">I")
 
 KEY_BYTES = 32
 
@@ -305,44 +313,60 @@ class Encoder:
         self._epoch = epoch
         self._gmac = epoch_key(key, epoch)
         self._seq = 0
-        self._memory = memoryview(b"")
 
     def __repr__(self) -> str:
         return f"<Encoder lane={self._lane} epoch={self._epoch} seq={self._seq}>"
 
     def encode_into(
-        self, memory: memoryview, records: tuple[Record, ...], now_ns: Callable[[], int]
+        self,
+        memory: memoryview,
+        records: tuple[Record, ...],
+        now_ns: Callable[[], int],
+        tray: memoryview | None = None,
     ) -> Iterator[memoryview]:
         """Fragments that carry `records` in order; small neighbours share a fragment.
 
         `now_ns` stamps each fragment as it is made. Fragments must be sent in the order they are made, all of
         them, and before the next call. Each is made in `memory` of `MAX_FRAGMENT` bytes, in the place of the
         one before it: the same pages again and again are warm; fresh ones for each fragment cost more than
-        what is written to them.
+        what is written to them. The first record that is too large for that is made in `tray`, if there is
+        one, with those before it: a fragment of more than `MAX_FRAGMENT` bytes, to be sent by ticket.
         """
-        self._memory = memory
         batch: list[Buffer] = []
         batched = 0
         for record in records:
             body = _encode_body(record)
             size = sum(len(buffer) for buffer in body)
             prefix = _PREFIX.pack(_TYPES[type(record)], size)
-            if batched + _PREFIX.size + size > MAX_PAYLOAD:
-                if batch:
-                    yield self._fragment(WHOLE, 0, batch, batched, now_ns())
-                    batch, batched = [], 0
-                if _PREFIX.size + size > MAX_PAYLOAD:
-                    yield from self._split(prefix, body, size, now_ns)
-                    continue
-            batch += (prefix, *body)
-            batched += _PREFIX.size + size
+            size += _PREFIX.size
+            if batched + size <= MAX_PAYLOAD:
+                batch += (prefix, *body)
+                batched += size
+                continue
+            if size > MAX_PAYLOAD and tray is not None:
+                pieces = [*batch, prefix, *body]
+                yield self._fragment(tray, WHOLE, 0, pieces, batched + size, now_ns())
+                batch, batched, tray = [], 0, None
+                continue
+            if batch:
+                yield self._fragment(memory, WHOLE, 0, batch, batched, now_ns())
+            if size > MAX_PAYLOAD:
+                yield from self._split(memory, prefix, body, size, now_ns)
+                batch, batched = [], 0
+            else:
+                batch, batched = [prefix, *body], size
         if batch:
-            yield self._fragment(WHOLE, 0, batch, batched, now_ns())
+            yield self._fragment(memory, WHOLE, 0, batch, batched, now_ns())
 
     def _split(
-        self, prefix: bytes, body: tuple[Buffer, ...], size: int, now_ns: Callable[[], int]
+        self,
+        memory: memoryview,
+        prefix: bytes,
+        body: tuple[Buffer, ...],
+        total: int,
+        now_ns: Callable[[], int],
     ) -> Iterator[memoryview]:
-        left = total = _PREFIX.size + size
+        left = total
         pieces: list[Buffer] = []
         gathered = 0
         shape = FIRST
@@ -355,14 +379,17 @@ class Encoder:
                 rest = rest[len(piece) :]
                 left -= len(piece)
                 if gathered == MAX_PAYLOAD or left == 0:
-                    yield self._fragment(LAST if left == 0 else shape, total, pieces, gathered, now_ns())
+                    last = LAST if left == 0 else shape
+                    yield self._fragment(memory, last, total, pieces, gathered, now_ns())
                     pieces, gathered, shape = [], 0, MIDDLE
 
-    def _fragment(self, shape: int, total: int, parts: list[Buffer], size: int, now_ns: int) -> memoryview:
+    def _fragment(
+        self, memory: memoryview, shape: int, total: int, parts: list[Buffer], size: int, now_ns: int
+    ) -> memoryview:
         seq = self._seq
         self._seq += 1
         head = HEADER.pack(MAGIC, VERSION, shape, self._lane, 0, self._epoch, total, seq, now_ns, size, 0)
-        fragment = self._memory[: HEADER.size + size + TAG_BYTES]
+        fragment = memory[: HEADER.size + size + TAG_BYTES]
         at = 0
         for part in (head, *parts):
             fragment[at : at + len(part)] = part
@@ -444,25 +471,38 @@ class Decoder:
             self._covered = bytes(self._memory[at : at + HEADER.size])
         return self._memory[at : at + MAX_FRAGMENT + 1]
 
-    def decode(self, fragment: memoryview, now_ns: int) -> list[Arrival]:
-        """The records that `fragment` completes. Their buffers are views into `fragment`, valid until the
-        next call, or into a record's own memory (`Arrival.pixels`).
+    def decode(self, message: memoryview, now_ns: int, tray: memoryview | None = None) -> list[Arrival]:
+        """The records that the fragment in `message` completes, or that in `tray` which it is the ticket of.
+
+        Their buffers are views into `message`, valid until the next call, or into a record's own memory
+        (`Arrival.pixels`). What is in the tray is copied before anything else.
 
         Raises:
             WireError: The fragment was refused and counted; the decoder goes on with the next.
         """
         self.counters.fragments += 1
         try:
-            covered = self._covered
+            covered, own = bool(self._covered), tray is not None and len(message) == TICKET.size
             try:
-                header = self._authentic(fragment)
+                fragment = self._taken_out(tray, message) if tray is not None and own else message
+                header = self._authentic(fragment, MAX_LARGE_FRAGMENT if own else MAX_FRAGMENT)
             finally:
                 self._put_back()
-            return self._accept(header, fragment[HEADER.size : -TAG_BYTES], now_ns, in_place=bool(covered))
+            payload = fragment[HEADER.size : -TAG_BYTES]
+            return self._accept(header, payload, now_ns, in_place=covered and not own, own=own)
         except WireError as error:
             refused = self.counters.refused
             refused[error.reason] = refused.get(error.reason, 0) + 1
             raise
+
+    def _taken_out(self, tray: memoryview, ticket: memoryview) -> memoryview:
+        """The fragment that lies in `tray`, in memory of its own."""
+        (size,) = TICKET.unpack(ticket)
+        if size > MAX_LARGE_FRAGMENT:
+            raise WireError("malformed", f"a ticket for {size} bytes")
+        fragment = memoryview(self._memories.take(size))[:size]
+        fragment[:] = tray[:size]
+        return fragment
 
     def _put_back(self) -> None:
         if self._covered:
@@ -470,9 +510,9 @@ class Decoder:
             self._memory[at : at + HEADER.size] = self._covered
         self._covered = b""
 
-    def _authentic(self, fragment: memoryview) -> _Header:
-        """The header of a fragment of this lane that is what side A made."""
-        if not HEADER.size + TAG_BYTES < len(fragment) <= MAX_FRAGMENT:
+    def _authentic(self, fragment: memoryview, most: int) -> _Header:
+        """The header of a fragment of this lane, of up to `most` bytes, that is what side A made."""
+        if not HEADER.size + TAG_BYTES < len(fragment) <= most:
             raise WireError("malformed", f"fragment of {len(fragment)} bytes")
         magic, version, shape, lane, zero, epoch, total, seq, entered, size, pad = HEADER.unpack_from(
             fragment
@@ -492,7 +532,9 @@ class Decoder:
             raise WireError("mac", f"epoch {epoch} seq {seq} is not authentic") from None
         return _Header(shape, epoch, total, seq, entered, gmac)
 
-    def _accept(self, header: _Header, payload: memoryview, now_ns: int, *, in_place: bool) -> list[Arrival]:
+    def _accept(
+        self, header: _Header, payload: memoryview, now_ns: int, *, in_place: bool, own: bool
+    ) -> list[Arrival]:
         seq = header.seq
         if self._gmac is None:
             self._epoch, self._gmac, self._next = header.epoch, header.gmac, seq
@@ -508,7 +550,7 @@ class Decoder:
         self._next = seq + 1
         if header.shape == WHOLE:
             self._partial = None
-            return self._records(payload, header.entered_ns, now_ns)
+            return self._records(payload, header.entered_ns, now_ns, own=own)
         return self._join(header, payload, now_ns, in_place=in_place)
 
     def _join(self, header: _Header, payload: memoryview, now_ns: int, *, in_place: bool) -> list[Arrival]:

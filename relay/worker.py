@@ -36,6 +36,7 @@ from relay.link import HEARTBEAT_SECONDS, Inlet, Outlet
 from relay.log import configure
 from relay.metrics import Metrics
 from relay.records import Heartbeat
+from relay.trays import tray_to_read, tray_to_write
 from relay.valve_link import ValveInlet, ValveOutlet
 from relay.web import METRICS_LIMITS, WebServer
 
@@ -76,6 +77,8 @@ class Bootstrap(Settings):
     link_is_new: bool
     state: str
     link_fd: int
+    tray_fd: int | None = None
+    """Of this side's tray, where the link has trays."""
     report_fd: int
     listeners: tuple[InheritedListener, ...]
     files: dict[str, int]
@@ -284,9 +287,11 @@ def _build(boot: Bootstrap, lane: LaneSettings) -> SourceSide | SinkSide:
     }
     if boot.side == "source":
         encoder = wire.Encoder(lane=boot.lane_number, key=key, epoch=boot.epoch)
-        return SourceSide(outlet=ValveOutlet(link, encoder), link_is_new=boot.link_is_new, **common)
+        tray = None if boot.tray_fd is None else tray_to_write(boot.tray_fd)
+        return SourceSide(outlet=ValveOutlet(link, encoder, tray), link_is_new=boot.link_is_new, **common)
     decoder = wire.Decoder(lane=boot.lane_number, key=key)
-    return SinkSide(inlet=ValveInlet(link, decoder), **common)
+    tray = None if boot.tray_fd is None else tray_to_read(boot.tray_fd)
+    return SinkSide(inlet=ValveInlet(link, decoder, tray), **common)
 
 
 def _leaves(group: BaseExceptionGroup[Exception]) -> Iterator[Exception]:

@@ -19,10 +19,11 @@ import pytest
 
 from relay import wire
 from relay.link import Arrival
-from relay.records import ObjectPart
+from relay.records import ObjectPart, VideoFrame
+from relay.valve import takes, untaken
 from relay.valve_link import ValveInlet
-from tests.oneway.kit import link
-from tests.relay.samples import KEY, LANE, part
+from tests.oneway.kit import link, mapped
+from tests.relay.samples import KEY, LANE, end, part, picture
 from tests.relay.test_wire import encode, encoder
 
 
@@ -90,6 +91,65 @@ def test_a_valve_that_is_killed_loses_nothing() -> None:
 @pytest.mark.slow
 def test_a_valve_that_is_killed_sixty_times_loses_nothing() -> None:
     counters = _through_a_valve_that_is_killed(60, seed=2)
+    assert (counters.gaps, counters.missing, counters.refused) == (0, 0, {})
+    assert counters.fragments > 500
+    assert counters.duplicates <= 60
+
+
+def _pictures_through_a_valve_that_is_killed(kills: int, seed: int) -> wire.DecoderCounters:
+    """The same with pictures, which lie in trays: each must come out whole, whenever the copy broke off."""
+    chance, over = random.Random(seed), threading.Event()
+    sink = wire.Decoder(lane=LANE, key=KEY)
+    with link(trays=True) as valve:
+        a, b = mapped(valve)
+
+        def send() -> None:
+            source, memory, number = encoder(), memoryview(bytearray(wire.MAX_FRAGMENT)), 0
+            while not over.is_set():
+                with takes(valve.pairs.source_end) as events:
+                    while untaken(valve.pairs.source_end):
+                        events.poll()
+                (fragment,) = source.encode_into(memory, (picture(640, 480, seq=number),), lambda: 5, a)
+                valve.pairs.source_end.send(wire.TICKET.pack(len(fragment)))
+                number += 1
+            valve.pairs.source_end.send(encode(end(number), by=source)[0])
+
+        def kill() -> None:
+            for _ in range(kills):
+                time.sleep(chance.uniform(0.002, 0.02))
+                valve.restart()
+            over.set()
+
+        threads = [threading.Thread(target=job) for job in (send, kill)]
+        for thread in threads:
+            thread.start()
+        expected, ended = 0, False
+        message = memoryview(bytearray(wire.MAX_FRAGMENT))
+        valve.pairs.sink_end.settimeout(20)
+        while not ended:
+            size = valve.pairs.sink_end.recv_into(message, 0, socket.MSG_PEEK)
+            for arrival in sink.decode(message[:size], 0, b):
+                ended = arrival.record == end(expected)
+                if isinstance(arrival.record, VideoFrame):
+                    assert arrival.record.seq == expected
+                    assert bytes(arrival.record.planes[0]) == bytes([expected % 256]) * (640 * 480)
+                    expected += 1
+            valve.pairs.sink_end.recv_into(message)
+        for thread in threads:
+            thread.join()
+    return sink.counters
+
+
+def test_a_valve_that_is_killed_in_mid_copy_tears_no_picture() -> None:
+    counters = _pictures_through_a_valve_that_is_killed(12, seed=3)
+    assert (counters.gaps, counters.missing, counters.refused) == (0, 0, {})
+    assert counters.fragments > 100
+    assert counters.duplicates <= 12
+
+
+@pytest.mark.slow
+def test_a_valve_that_is_killed_sixty_times_in_mid_copy_tears_no_picture() -> None:
+    counters = _pictures_through_a_valve_that_is_killed(60, seed=4)
     assert (counters.gaps, counters.missing, counters.refused) == (0, 0, {})
     assert counters.fragments > 500
     assert counters.duplicates <= 60

@@ -25,12 +25,20 @@ COMMAND = (sys.executable, "-P", "-m", "tests.fake_lane.run")
 """Like the installed command, it does not look for modules in the working directory."""
 
 
-def lane(name: str, *, port: int | None = None, source: str = "", sink: str = "", extra: str = "") -> str:
+def lane(
+    name: str,
+    *,
+    port: int | None = None,
+    source: str = "",
+    sink: str = "",
+    extra: str = "",
+    kind: str = "fake",
+) -> str:
     """The ``[[lane]]`` table of a fake lane, with more keys for its parts."""
     return f"""
 [[lane]]
 name = "{name}"
-kind = "fake"
+kind = "{kind}"
 {extra}
 [lane.source]
 listen = "127.0.0.1:{free_port() if port is None else port}"

@@ -48,7 +48,7 @@ class Extra(Settings):
 
 
 class FakeLane(LaneSettings):
-    kind: Literal["fake"]
+    kind: Literal["fake", "fake-live"]
     source: FakeSource
     sink: FakeSink
     extra: Extra = Extra()

@@ -1,13 +1,20 @@
-"""``medferry`` with one more kind of lane: ``fake``. The supervisor tells workers where a kind lives."""
+"""``medferry`` with two more kinds of lane: ``fake``, and ``fake-live`` that is treated as media are.
+
+The supervisor tells workers where a kind lives.
+"""
 
 from __future__ import annotations
 
 from relay.cli import main
 from relay.lanes import LANE_KINDS, LaneKind
 
-LANE_KINDS["fake"] = LaneKind(
-    "tests.fake_lane.lane:FakeLane", "tests.fake_lane.lane:source", "tests.fake_lane.lane:sink"
-)
+for kind, live in (("fake", False), ("fake-live", True)):
+    LANE_KINDS[kind] = LaneKind(
+        "tests.fake_lane.lane:FakeLane",
+        "tests.fake_lane.lane:source",
+        "tests.fake_lane.lane:sink",
+        live=live,
+    )
 
 if __name__ == "__main__":
     main()

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import pytest
 
 from relay import valve
+from relay.trays import Trays, make_trays, tray_to_read, tray_to_write
 from relay.valve_link import Pairs, make_pairs
 from tests.relay.samples import LANE
 
@@ -33,17 +34,25 @@ class Valve:
     lane: int
     newest: int
     rate: int
+    trays: Trays | None
     process: subprocess.Popen[bytes]
     reports: int
 
     @classmethod
-    def start(cls, pairs: Pairs, lane: int = LANE, newest: int = NEWEST, rate: int = 0) -> Valve:
-        process, reports = _spawn(pairs, lane, newest, rate)
-        return cls(pairs, lane, newest, rate, process, reports)
+    def start(
+        cls,
+        pairs: Pairs,
+        lane: int = LANE,
+        newest: int = NEWEST,
+        rate: int = 0,
+        trays: Trays | None = None,
+    ) -> Valve:
+        process, reports = _spawn(pairs, lane, newest, rate, trays)
+        return cls(pairs, lane, newest, rate, trays, process, reports)
 
     def restart(self) -> None:
         self.kill()
-        self.process, self.reports = _spawn(self.pairs, self.lane, self.newest, self.rate)
+        self.process, self.reports = _spawn(self.pairs, self.lane, self.newest, self.rate, self.trays)
 
     def kill(self) -> None:
         self.process.kill()
@@ -60,11 +69,14 @@ class Valve:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def _spawn(pairs: Pairs, lane: int, newest: int, rate: int) -> tuple[subprocess.Popen[bytes], int]:
+def _spawn(
+    pairs: Pairs, lane: int, newest: int, rate: int, trays: Trays | None
+) -> tuple[subprocess.Popen[bytes], int]:
     reports, report_fd = os.pipe()
     ends = (pairs.valve_in.fileno(), pairs.valve_out.fileno(), report_fd)
-    command = [sys.executable, "-I", valve.__file__, *map(str, (*ends, lane, newest, rate))]
-    process = subprocess.Popen(command, pass_fds=ends)
+    memories = () if trays is None else (trays.valve_in, trays.valve_out)
+    command = [sys.executable, "-I", valve.__file__, *map(str, (*ends, lane, newest, rate, *memories))]
+    process = subprocess.Popen(command, pass_fds=(*ends, *memories))
     os.close(report_fd)
     # Its first figures may follow at once.
     assert os.read(reports, 100).startswith(b'{"ready": true}\n')
@@ -72,15 +84,23 @@ def _spawn(pairs: Pairs, lane: int, newest: int, rate: int) -> tuple[subprocess.
 
 
 @contextlib.contextmanager
-def link(*, newest: int = NEWEST, rate: int = 0) -> Iterator[Valve]:
-    """Pairs with a valve in between. Closed and killed at the end."""
+def link(*, newest: int = NEWEST, rate: int = 0, trays: bool = False) -> Iterator[Valve]:
+    """Pairs with a valve in between, and trays if asked for. Closed and killed at the end."""
     pairs = make_pairs()
-    running = Valve.start(pairs, newest=newest, rate=rate)
+    running = Valve.start(pairs, newest=newest, rate=rate, trays=make_trays() if trays else None)
     try:
         yield running
     finally:
         running.kill()
         pairs.close()
+        if running.trays is not None:
+            running.trays.close()
+
+
+def mapped(valve: Valve) -> tuple[memoryview, memoryview]:
+    """A's tray, to write to, and B's, to read from, as source and sink map them."""
+    assert valve.trays is not None
+    return tray_to_write(os.dup(valve.trays.source_end)), tray_to_read(os.dup(valve.trays.sink_end))
 
 
 def descriptors(pid: int) -> dict[str, str]:

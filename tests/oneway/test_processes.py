@@ -1,4 +1,7 @@
-"""A real lane: its source and its sink have no object of the kernel in common to signal through."""
+"""Real lanes: a source and its sink have no object of the kernel in common to signal through.
+
+Lane one carries objects, lane two is live: its link has trays.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,8 @@ from tests.fake_lane import kit
 from tests.oneway.kit import same_open_file
 from tests.product import Product
 
+LANES = ("one", "two")
+
 
 @pytest.fixture(scope="module")
 def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
@@ -30,11 +35,12 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MEDFERRY_TEST_SECRET", "a-token")
         patch.setenv("NOTIFY_SOCKET", "")
-        config = kit.relay(kit.lane("one"), kit.lane("two"))
+        config = kit.relay(kit.lane("one"), kit.lane("two", kind="fake-live"))
         with kit.relaying(config, directory) as running:
-            with kit.client(running, "one") as client:
-                client.send(1)
-            kit.until(lambda: kit.arrived(running, "one") == [1], "a record crosses")
+            for name in LANES:
+                with kit.client(running, name) as client:
+                    client.send(1)
+                kit.until(lambda name=name: kit.arrived(running, name) == [1], "a record crosses")  # type: ignore[misc]
             yield running
 
 
@@ -51,9 +57,10 @@ def kind(pid: int, number: int) -> str:
     return os.readlink(f"/proc/{pid}/fd/{number}").split(":")[0]
 
 
-def test_source_and_sink_share_no_open_file(product: Product) -> None:
+@pytest.mark.parametrize("name", LANES)
+def test_source_and_sink_share_no_open_file(product: Product, name: str) -> None:
     """Not one: no stream, no log, no socket, whatever its number (kcmp(2))."""
-    pids = kit.pids(product, "one")
+    pids = kit.pids(product, name)
     for mine in opened(pids["source"]):
         for other in opened(pids["sink"]):
             assert not same_open_file(pids["source"], mine, pids["sink"], other), (
@@ -61,9 +68,10 @@ def test_source_and_sink_share_no_open_file(product: Product) -> None:
             )
 
 
-def test_source_and_sink_share_no_inode_but_the_null_device(product: Product) -> None:
+@pytest.mark.parametrize("name", LANES)
+def test_source_and_sink_share_no_inode_but_the_null_device(product: Product, name: str) -> None:
     """Neither pipe, socket, memory file nor file: an inode alone carries locks and times."""
-    pids = kit.pids(product, "one")
+    pids = kit.pids(product, name)
     source, sink = opened(pids["source"]), opened(pids["sink"])
     null = identity(os.stat("/dev/null"))
     anonymous = {
@@ -120,19 +128,51 @@ def test_the_valve_has_the_link_and_its_own_streams_only(product: Product) -> No
     assert kinds == ["pipe", "socket", "socket"]
 
 
-def test_the_valve_stands_between_two_pairs(product: Product) -> None:
-    """Neither end that the source or the sink holds is one of the valve's."""
-    pids = kit.pids(product, "one")
-    inodes = {
-        name: {
-            identity(status)
-            for number, status in opened(pid).items()
-            if kind(pid, number) in {"socket", "pipe", "/memfd"}
-        }
+def inodes(pids: dict[str, int], *kinds: str) -> dict[str, set[tuple[int, int]]]:
+    """What source, valve and sink have open of these kinds."""
+    return {
+        name: {identity(status) for number, status in opened(pid).items() if kind(pid, number) in kinds}
         for name, pid in pids.items()
     }
-    assert not inodes["source"] & inodes["valve"]
-    assert not inodes["valve"] & inodes["sink"]
+
+
+@pytest.mark.parametrize("name", LANES)
+def test_the_valve_stands_between_two_pairs(product: Product, name: str) -> None:
+    """Neither end that the source or the sink holds is one of the valve's."""
+    ends = inodes(kit.pids(product, name), "socket", "pipe")
+    assert not ends["source"] & ends["valve"]
+    assert not ends["valve"] & ends["sink"]
+
+
+def test_where_there_are_no_trays_no_memory_is_shared(product: Product) -> None:
+    assert inodes(kit.pids(product, "one"), "/memfd")["valve"] == set()
+
+
+def test_each_tray_is_of_the_valve_and_one_side_and_only_its_writer_can_write(product: Product) -> None:
+    pids = kit.pids(product, "two")
+    memory = inodes(pids, "/memfd")
+    (of_a,), (of_b,) = memory["source"] & memory["valve"], memory["valve"] & memory["sink"]
+    assert memory["valve"] == {of_a, of_b}
+    assert of_a != of_b
+
+    def access(name: str, tray: tuple[int, int]) -> set[int]:
+        """The access modes of all descriptors of a tray."""
+        pid = pids[name]
+        return {
+            int(Path(f"/proc/{pid}/fdinfo/{number}").read_text().split()[3], 8) & os.O_ACCMODE
+            for number, status in opened(pid).items()
+            if identity(status) == tray
+        }
+
+    def mapped(name: str, tray: tuple[int, int]) -> set[str]:
+        """How a tray is mapped."""
+        lines = Path(f"/proc/{pids[name]}/maps").read_text().splitlines()
+        return {line.split()[1] for line in lines if line.split()[4] == str(tray[1]) and "tray" in line}
+
+    assert (access("source", of_a), access("valve", of_a)) == ({os.O_RDWR}, {os.O_RDONLY})
+    assert (access("valve", of_b), access("sink", of_b)) == ({os.O_RDWR}, {os.O_RDONLY})
+    assert (mapped("source", of_a), mapped("valve", of_a)) == ({"rw-s"}, {"r--s"})
+    assert (mapped("valve", of_b), mapped("sink", of_b)) == ({"rw-s"}, {"r--s"})
 
 
 def test_no_worker_holds_a_stream_of_the_supervisors(product: Product) -> None:

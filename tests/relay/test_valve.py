@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import mmap
 import os
 import socket
 import time
@@ -23,7 +24,7 @@ def order(newest: int = 9) -> valve.Order:
 
 
 def refusal(fragment: bytes | bytearray, by: valve.Order | None = None) -> str | None:
-    return (by or order()).refusal(memoryview(fragment))
+    return (by or order()).refusal(memoryview(fragment), len(fragment))
 
 
 def test_its_numbers_are_those_of_the_codec() -> None:
@@ -33,6 +34,9 @@ def test_its_numbers_are_those_of_the_codec() -> None:
         wire.MAX_PAYLOAD,
         wire.MAX_FRAGMENT,
     )
+    assert valve.TICKET.format == wire.TICKET.format
+    assert wire.MAX_LARGE_FRAGMENT <= valve.TRAY_BYTES < wire.MAX_LARGE_FRAGMENT + mmap.PAGESIZE
+    assert valve.TRAY_BYTES % mmap.PAGESIZE == 0
     assert wire.MAGIC == b"MF" and wire.VERSION == 1
     assert (wire.WHOLE, wire.LAST) == (1, 4)
 
@@ -47,8 +51,9 @@ def test_it_imports_the_standard_library_alone_and_stays_short() -> None:
         for name in node.names
     }
     assert not any(isinstance(node, ast.ImportFrom) for node in ast.walk(ast.parse(text)))
-    assert modules <= {"array", "fcntl", "json", "os", "select", "socket", "struct", "sys", "termios", "time"}
-    assert len(text.splitlines()) <= 125, "to be read in five minutes"
+    allowed = {"array", "fcntl", "json", "mmap", "os", "select", "socket", "struct", "sys", "termios", "time"}
+    assert modules <= allowed
+    assert len(text.splitlines()) <= 170, "to be read in seven minutes"
 
 
 def test_everything_that_an_encoder_makes_passes() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import select
+import signal
 import socket
 from collections.abc import Awaitable, Iterator
 
@@ -13,9 +14,10 @@ import pytest
 
 from relay import wire
 from relay.link import SILENCE_SECONDS, Arrival
-from relay.records import ObjectPart, Record
+from relay.records import ObjectPart, Record, VideoFrame
+from relay.valve import TRAY_BYTES
 from relay.valve_link import SOCKET_BUFFER, Pairs, ValveInlet, ValveOutlet, make_pairs
-from tests.oneway.kit import link
+from tests.oneway.kit import link, mapped
 from tests.relay.samples import KEY, LANE, end, part, picture
 
 
@@ -26,12 +28,12 @@ def pairs() -> Iterator[Pairs]:
     made.close()
 
 
-def outlet(sock: socket.socket, epoch: int = 1) -> ValveOutlet:
-    return ValveOutlet(sock, wire.Encoder(lane=LANE, key=KEY, epoch=epoch))
+def outlet(sock: socket.socket, epoch: int = 1, tray: memoryview | None = None) -> ValveOutlet:
+    return ValveOutlet(sock, wire.Encoder(lane=LANE, key=KEY, epoch=epoch), tray)
 
 
-def inlet(sock: socket.socket) -> ValveInlet:
-    return ValveInlet(sock, wire.Decoder(lane=LANE, key=KEY))
+def inlet(sock: socket.socket, tray: memoryview | None = None) -> ValveInlet:
+    return ValveInlet(sock, wire.Decoder(lane=LANE, key=KEY), tray)
 
 
 def test_the_pairs_go_one_way(pairs: Pairs) -> None:
@@ -153,6 +155,122 @@ async def test_a_cancelled_send_leaves_no_hole_in_the_numbering(pairs: Pairs) ->
     assert received.records[-1] == end(1)
     assert sink.decoder.counters.gaps == 0
     assert not sink.decoder.counters.refused
+
+
+def seqs(received: Received) -> list[int]:
+    """The pictures' numbers; what is on them was looked at as they came."""
+    return [record.seq for record in received.records if isinstance(record, VideoFrame)]
+
+
+class Pictures(Received):
+    """Looks at each picture while it may, and keeps its number."""
+
+    def __call__(self, arrival: Arrival) -> None:
+        record = arrival.record
+        if isinstance(record, VideoFrame):
+            made = picture(record.width, record.height, record.seq)
+            planes = zip(record.planes, made.planes, strict=True)
+            assert all(bytes(plane) == bytes(wanted) for plane, wanted in planes)
+        super().__call__(arrival)
+
+
+async def test_pictures_cross_the_real_valve_by_tray() -> None:
+    with link(trays=True) as valve:
+        a, b = mapped(valve)
+        source = outlet(valve.pairs.source_end, tray=a)
+        sink = inlet(valve.pairs.sink_end, tray=b)
+        received = Pictures(200)
+        pump = asyncio.create_task(sink.pump(received))
+        for number in range(100):
+            await source.send(end(number), picture(640, 480, seq=number))
+        await asyncio.wait_for(received.enough.wait(), 10)
+        assert seqs(received) == list(range(100))
+        assert (source.fragments, sink.decoder.counters.fragments) == (100, 100)
+        assert source.bytes > 100 * 640 * 480 * 3 // 2
+        assert sink.decoder.counters.refused == {}
+        pump.cancel()
+        await asyncio.wait([pump])
+
+
+async def test_a_picture_waits_until_the_tray_is_taken_and_small_records_do_not() -> None:
+    with link(trays=True) as valve:
+        a, b = mapped(valve)
+        source = outlet(valve.pairs.source_end, tray=a)
+        valve.process.send_signal(signal.SIGSTOP)
+        await source.send(picture(640, 480, seq=0))
+        await source.send(end(1))
+        assert not source.congested
+        sending = asyncio.create_task(source.send(picture(640, 480, seq=1)))
+        await _until_waiting(source)
+        assert (source.congested, source.fragments) == (True, 2)
+        valve.process.send_signal(signal.SIGCONT)
+        sink = inlet(valve.pairs.sink_end, tray=b)
+        received = Pictures(3)
+        pump = asyncio.create_task(sink.pump(received))
+        await asyncio.wait_for(sending, 10)
+        await asyncio.wait_for(received.enough.wait(), 10)
+        assert seqs(received) == [0, 1]
+        pump.cancel()
+        await asyncio.wait([pump])
+
+
+async def _until_waiting(source: ValveOutlet) -> None:
+    async with asyncio.timeout(10):
+        while not source.waits:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_picture_that_is_cancelled_before_the_tray_is_free_leaves_no_hole() -> None:
+    with link(trays=True) as valve:
+        a, b = mapped(valve)
+        source = outlet(valve.pairs.source_end, tray=a)
+        valve.process.send_signal(signal.SIGSTOP)
+        await source.send(picture(640, 480, seq=0))
+        sending = asyncio.create_task(source.send(picture(640, 480, seq=1)))
+        await _until_waiting(source)
+        sending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sending
+        valve.process.send_signal(signal.SIGCONT)
+        sink = inlet(valve.pairs.sink_end, tray=b)
+        received = Pictures(2)
+        pump = asyncio.create_task(sink.pump(received))
+        await asyncio.wait_for(source.send(picture(640, 480, seq=2)), 10)
+        await asyncio.wait_for(received.enough.wait(), 10)
+        assert seqs(received) == [0, 2]
+        assert (sink.decoder.counters.gaps, sink.decoder.counters.refused) == (0, {})
+        pump.cancel()
+        await asyncio.wait([pump])
+
+
+async def test_a_sink_that_dies_with_a_picture_in_its_hands_sees_it_again_whole() -> None:
+    with link(trays=True) as valve:
+        a, b = mapped(valve)
+        source = outlet(valve.pairs.source_end, tray=a)
+
+        async def deliver(_: Arrival) -> None:
+            raise ConnectionError("the sink dies here")
+
+        await source.send(picture(640, 480, seq=0))
+        with pytest.raises(ConnectionError):
+            await inlet(valve.pairs.sink_end, tray=b).pump(deliver)
+        received = Pictures(2)
+        await asyncio.wait_for(source.send(picture(640, 480, seq=1)), 10)
+        pump = asyncio.create_task(inlet(valve.pairs.sink_end, tray=b).pump(received))
+        await asyncio.wait_for(received.enough.wait(), 10)
+        assert seqs(received) == [0, 1]
+        pump.cancel()
+        await asyncio.wait([pump])
+
+
+async def test_a_link_that_is_shut_ends_the_wait_for_its_tray(pairs: Pairs) -> None:
+    source = outlet(pairs.source_end, tray=memoryview(bytearray(TRAY_BYTES)))
+    await source.send(picture(640, 480))
+    sending = asyncio.create_task(source.send(picture(640, 480)))
+    await _until_waiting(source)
+    pairs.valve_in.shutdown(socket.SHUT_RD)
+    with pytest.raises(BrokenPipeError):
+        await asyncio.wait_for(sending, 10)
 
 
 async def test_two_senders_do_not_mix_their_fragments() -> None:

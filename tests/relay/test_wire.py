@@ -31,6 +31,29 @@ def encoding(by: wire.Encoder, *records: r.Record, now: int = 5) -> Iterator[byt
         yield bytearray(fragment)
 
 
+class Tray:
+    """A link with trays, without the link: fragments in, messages of the least possible memory between."""
+
+    def __init__(self) -> None:
+        self.source, self.sink = encoder(), decoder()
+        self.memory = memoryview(bytearray(wire.MAX_LARGE_FRAGMENT))
+        self.sizes: list[int] = []
+        """Of the fragments that lay in the tray; 0 for one that did not."""
+
+    def through(self, *records: r.Record) -> list[Arrival]:
+        """What arrives of `records`."""
+        found = []
+        memory = memoryview(bytearray(wire.MAX_FRAGMENT))
+        for fragment in self.source.encode_into(memory, records, lambda: 5, self.memory):
+            large = len(fragment) > wire.MAX_FRAGMENT
+            self.sizes.append(len(fragment) if large else 0)
+            message = wire.TICKET.pack(len(fragment)) if large else bytes(fragment)
+            room = self.sink.room()[: len(message)]
+            room[:] = message
+            found += self.sink.decode(room, 9, self.memory)
+        return found
+
+
 def encode(*records: r.Record, by: wire.Encoder | None = None, now: int = 5) -> list[bytearray]:
     return list(encoding(by or encoder(), *records, now=now))
 
@@ -125,6 +148,68 @@ def test_a_picture_at_the_edge_of_one_fragment() -> None:
             fragments = encode(record)
             assert decode(fragments) == [record]
             assert [fragment[3] for fragment in fragments] in ([wire.WHOLE], [wire.FIRST, wire.LAST])
+
+
+@pytest.mark.parametrize(
+    ("width", "height"), [(300, 290), (300, 300), (1280, 720), (1279, 719), (4096, 4096)]
+)
+def test_a_picture_of_any_size_crosses_by_tray_in_one_fragment(width: int, height: int) -> None:
+    tray, record = Tray(), picture(width, height)
+    (arrival,) = tray.through(record)
+    assert _kept(arrival.record) == record
+    assert (len(tray.sizes), bool(tray.sizes[0])) == (1, sum(map(len, record.planes)) > wire.MAX_PAYLOAD)
+
+
+def test_what_came_by_tray_stays_when_the_tray_is_written_over() -> None:
+    tray = Tray()
+    sent = [big(seq) for seq in range(3)]
+    arrivals = [tray.through(record)[0] for record in sent]
+    tray.memory[:] = bytes(len(tray.memory))
+    for record, arrival in zip(sent, arrivals, strict=True):
+        assert _kept(arrival.record) == record
+        assert arrival.pixels is not None
+        assert bytes(arrival.pixels) == b"".join(map(bytes, record.planes))
+
+
+def test_small_records_before_a_large_one_lie_in_the_tray_with_it() -> None:
+    tray = Tray()
+    records: list[r.Record] = [end(1), part(2), big(3), end(4)]
+    arrivals = tray.through(*records)
+    assert [_kept(arrival.record) for arrival in arrivals] == records
+    assert len(tray.sizes) == 2
+    assert [arrival.held for arrival in arrivals] == [True, True, False, False]
+
+
+def test_the_second_large_record_of_a_call_is_split() -> None:
+    """The first may still lie in the tray."""
+    tray = Tray()
+    records: list[r.Record] = [big(1), end(2), big(3), end(4)]
+    assert [_kept(arrival.record) for arrival in tray.through(*records)] == records
+    assert tray.sizes[0] > 0
+    assert not any(tray.sizes[1:])
+
+
+def test_a_fragment_of_a_tray_amid_a_split_record_gives_that_up_and_comes_whole() -> None:
+    tray = Tray()
+    first, *_ = encode(big(1), by=tray.source)
+    assert into_room(tray.sink, first) == []
+    before = tray.sink.counters.gaps
+    (arrival,) = tray.through(big(2))
+    assert _kept(arrival.record) == big(2)
+    assert tray.sink.counters.gaps == before + 1
+
+
+@pytest.mark.parametrize("size", [0, 57, wire.MAX_LARGE_FRAGMENT, wire.MAX_LARGE_FRAGMENT + 1, 2**32 - 1])
+def test_a_ticket_that_names_nothing_of_ours_is_refused(size: int) -> None:
+    tray = Tray()
+    with pytest.raises(WireError):
+        tray.sink.decode(memoryview(wire.TICKET.pack(size)), 9, tray.memory)
+    assert sum(tray.sink.counters.refused.values()) == 1
+
+
+def test_a_ticket_without_a_tray_is_refused() -> None:
+    with pytest.raises(WireError, match="fragment of 4 bytes"):
+        decoder().decode(memoryview(wire.TICKET.pack(1000)), 9)
 
 
 def test_records_before_and_after_a_large_one_stay_in_order() -> None:
