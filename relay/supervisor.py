@@ -112,8 +112,6 @@ class Lane:
 
     def __post_init__(self) -> None:
         name = self.settings.name
-        if LANE_KINDS[self.settings.kind].live:
-            self.trays = make_trays()
         self.source = Process(f"{name}.source", lambda fd: self._launch("source", fd), self._source_heard)
         self.valve = Process(f"{name}.valve", self._launch_valve, self._heard)
         self.sink = Process(f"{name}.sink", lambda fd: self._launch("sink", fd), self._heard)
@@ -161,12 +159,14 @@ class Lane:
         return Confinement(uid=uid, netns=netns, paths=paths, nice=nice, parent=os.getpid())
 
     def open(self) -> None:
-        """Open the listening sockets and the directories of both sides.
+        """Open the listening sockets, the directories of both sides, and the trays.
 
         Raises:
             MedferryError: Something cannot be opened; nothing stays open.
         """
         try:
+            if LANE_KINDS[self.settings.kind].live:
+                self.trays = self._make_trays()
             for name in ("source", "sink"):
                 side = self.side(name)
                 if side.netns is not None and not possible()["network namespace"]:
@@ -192,6 +192,15 @@ class Lane:
         except MedferryError:
             self.close()
             raise
+
+    def _make_trays(self) -> Trays:
+        try:
+            return make_trays()
+        except OSError as error:
+            raise MedferryError(
+                f"lane {self.settings.name!r}: no memory for its pictures to cross by: {error.strerror}: "
+                "raise LimitNOFILE= or MemoryMax= of the service, or run fewer lanes"
+            ) from None
 
     def _prepare_directory(self, name: SideName) -> None:
         directory = self.directory(name)

@@ -20,6 +20,9 @@ from dataclasses import dataclass
 
 from relay.valve import TRAY_BYTES
 
+SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+"""Neither its size nor these can be changed by anyone (fcntl(2))."""
+
 
 @dataclass(frozen=True, slots=True)
 class Trays:
@@ -37,17 +40,25 @@ class Trays:
 
 
 def make_trays() -> Trays:
-    """The two trays of a link. They take memory as they are written to."""
-    return Trays(*_tray(), *_tray())
+    """The two trays of a link. They take memory as they are written to.
 
-
-def _tray() -> tuple[int, int]:
-    """A descriptor to write to and one to read from."""
-    writable = os.memfd_create("tray", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.truncate(writable, TRAY_BYTES)
-    fcntl.fcntl(writable, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-    os.fchmod(writable, 0o600)
-    return writable, os.open(f"/proc/self/fd/{writable}", os.O_RDONLY | os.O_CLOEXEC)
+    Raises:
+        OSError: There are no descriptors left; none stays open.
+    """
+    opened: list[int] = []
+    try:
+        for _ in range(2):
+            opened.append(os.memfd_create("tray", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
+            writable = opened[-1]
+            os.truncate(writable, TRAY_BYTES)
+            fcntl.fcntl(writable, fcntl.F_ADD_SEALS, SEALS)
+            os.fchmod(writable, 0o600)
+            opened.append(os.open(f"/proc/self/fd/{writable}", os.O_RDONLY | os.O_CLOEXEC))
+    except OSError:
+        for fd in opened:
+            os.close(fd)
+        raise
+    return Trays(*opened)
 
 
 def tray_to_write(fd: int) -> memoryview:

@@ -35,7 +35,7 @@ REFUSAL_LOG_SECONDS = 1.0
 """Between two lines about refused fragments: a source in the wrong hands must not fill B's disk with them."""
 
 FRAGMENTS_PER_TURN = 16
-"""Fragments handled before other tasks of the process get their turn."""
+"""Fragments handled before other tasks of the process get their turn; one, where it lay in the tray."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,25 +236,27 @@ class ValveInlet:
         """Take what is there, as far as nobody has to wait; `turn` ends there, or with None where A ended."""
         try:
             for _ in range(FRAGMENTS_PER_TURN):
-                if turn.done():
+                if turn.done() or self._receive(deliver, turn):
                     return
-                self._receive(deliver, turn)
         except BlockingIOError:
             return
         except Exception as error:  # noqa: BLE001 - handed to whoever pumps
             turn.set_exception(error)
 
-    def _receive(self, deliver: Deliver, turn: asyncio.Future[_Unfinished | None]) -> None:
-        """Deliver one fragment's records, and take it off the link."""
+    def _receive(self, deliver: Deliver, turn: asyncio.Future[_Unfinished | None]) -> bool:
+        """Deliver one fragment's records, and take it off the link. Whether that was enough for one turn."""
         buffer = self.decoder.room()
         size = self._socket.recv_into(buffer, 0, socket.MSG_PEEK)
         if size == 0 and self._hangup.poll(0):
             turn.set_result(None)
-            return
+            return True
+        fragment, own = buffer[:size], False
+        if self._tray is not None and size == wire.TICKET.size:
+            fragment, own = self.decoder.taken_out(self._tray, fragment), True
         now = time.monotonic_ns()
         self._heard = now / 1e9
         try:
-            arrivals = self.decoder.decode(buffer[:size], now, self._tray)
+            arrivals = self.decoder.decode(fragment, now, own=own)
         except WireError as error:
             self._tell(error)
             arrivals = []
@@ -262,8 +264,9 @@ class ValveInlet:
             waiting = deliver(arrival)
             if waiting is not None:
                 turn.set_result(_Unfinished(waiting, arrivals[number:]))
-                return
+                return True
         self._socket.recv_into(self._taken)
+        return own
 
     def _tell(self, error: WireError) -> None:
         if self._heard >= self._log_again_at:

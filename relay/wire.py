@@ -84,8 +84,8 @@ MAX_FRAGMENT = HEADER.size + MAX_PAYLOAD + TAG_BYTES
 MAX_RECORD = 3 * MAX_DIMENSION * MAX_DIMENSION // 2 + 4096
 """Bytes of one encoded record: the largest picture and its fields."""
 
-MAX_LARGE_FRAGMENT = HEADER.size + MAX_PAYLOAD + MAX_RECORD + TAG_BYTES
-"""Bytes of a fragment that lies in a tray: the largest record and the small ones before it."""
+MAX_LARGE_FRAGMENT = HEADER.size + MAX_RECORD + TAG_BYTES
+"""Bytes of a fragment that lies in a tray. It is larger than `MAX_FRAGMENT`, WHOLE, and holds one record."""
 
 TICKET = struct.Struct(">I")
 
@@ -330,7 +330,7 @@ class Encoder:
         them, and before the next call. Each is made in `memory` of `MAX_FRAGMENT` bytes, in the place of the
         one before it: the same pages again and again are warm; fresh ones for each fragment cost more than
         what is written to them. The first record that is too large for that is made in `tray`, if there is
-        one, with those before it: a fragment of more than `MAX_FRAGMENT` bytes, to be sent by ticket.
+        one: a fragment of more than `MAX_FRAGMENT` bytes, to be sent by ticket.
         """
         batch: list[Buffer] = []
         batched = 0
@@ -343,18 +343,16 @@ class Encoder:
                 batch += (prefix, *body)
                 batched += size
                 continue
-            if size > MAX_PAYLOAD and tray is not None:
-                pieces = [*batch, prefix, *body]
-                yield self._fragment(tray, WHOLE, 0, pieces, batched + size, now_ns())
-                batch, batched, tray = [], 0, None
-                continue
             if batch:
                 yield self._fragment(memory, WHOLE, 0, batch, batched, now_ns())
-            if size > MAX_PAYLOAD:
-                yield from self._split(memory, prefix, body, size, now_ns)
-                batch, batched = [], 0
-            else:
+            batch, batched = [], 0
+            if size <= MAX_PAYLOAD:
                 batch, batched = [prefix, *body], size
+            elif tray is not None:
+                yield self._fragment(tray, WHOLE, 0, [prefix, *body], size, now_ns())
+                tray = None
+            else:
+                yield from self._split(memory, prefix, body, size, now_ns)
         if batch:
             yield self._fragment(memory, WHOLE, 0, batch, batched, now_ns())
 
@@ -461,8 +459,8 @@ class Decoder:
 
         In the middle of a record that is the record's own memory, so that the payload comes to lie behind
         what is there already and is not copied again. The header then covers the last bytes before it, which
-        `decode` puts back: it must be called, with the part of this room that was filled, before the next
-        fragment is received.
+        `decode` and `taken_out` put back: one must be called, with the part of this room that was filled,
+        before the next fragment is received.
         """
         if self._partial is None:
             return self._other
@@ -471,38 +469,49 @@ class Decoder:
             self._covered = bytes(self._memory[at : at + HEADER.size])
         return self._memory[at : at + MAX_FRAGMENT + 1]
 
-    def decode(self, message: memoryview, now_ns: int, tray: memoryview | None = None) -> list[Arrival]:
-        """The records that the fragment in `message` completes, or that in `tray` which it is the ticket of.
+    def taken_out(self, tray: memoryview, ticket: memoryview) -> memoryview:
+        """The fragment in `tray` that `ticket` names, in memory of its own, to be decoded as such.
 
-        Their buffers are views into `message`, valid until the next call, or into a record's own memory
-        (`Arrival.pixels`). What is in the tray is copied before anything else.
+        Nothing if it names none that could be ours, which `decode` then refuses.
+        """
+        (size,) = TICKET.unpack(ticket)
+        self._put_back()
+        if not MAX_FRAGMENT < size <= MAX_LARGE_FRAGMENT:
+            return memoryview(b"")
+        fragment = memoryview(self._memories.take(size))[:size]
+        fragment[:] = tray[:size]
+        return fragment
+
+    def decode(self, fragment: memoryview, now_ns: int, *, own: bool = False) -> list[Arrival]:
+        """The records that `fragment` completes. Their buffers are views into `fragment`, valid until the
+        next call, or into a record's own memory (`Arrival.pixels`).
+
+        Args:
+            fragment: At most `MAX_FRAGMENT` bytes, or `MAX_LARGE_FRAGMENT` where it was `taken_out`.
+            now_ns: When it left the link, CLOCK_MONOTONIC.
+            own: It was `taken_out`.
 
         Raises:
             WireError: The fragment was refused and counted; the decoder goes on with the next.
         """
         self.counters.fragments += 1
         try:
-            covered, own = bool(self._covered), tray is not None and len(message) == TICKET.size
+            covered = bool(self._covered)
             try:
-                fragment = self._taken_out(tray, message) if tray is not None and own else message
                 header = self._authentic(fragment, MAX_LARGE_FRAGMENT if own else MAX_FRAGMENT)
             finally:
                 self._put_back()
             payload = fragment[HEADER.size : -TAG_BYTES]
-            return self._accept(header, payload, now_ns, in_place=covered and not own, own=own)
+            if own and (
+                header.shape != WHOLE or _PREFIX.unpack_from(payload)[1] != len(payload) - _PREFIX.size
+            ):
+                # Of small ones it could hold millions.
+                raise WireError("malformed", "a large fragment that is not one record")
+            return self._accept(header, payload, now_ns, in_place=covered, own=own)
         except WireError as error:
             refused = self.counters.refused
             refused[error.reason] = refused.get(error.reason, 0) + 1
             raise
-
-    def _taken_out(self, tray: memoryview, ticket: memoryview) -> memoryview:
-        """The fragment that lies in `tray`, in memory of its own."""
-        (size,) = TICKET.unpack(ticket)
-        if size > MAX_LARGE_FRAGMENT:
-            raise WireError("malformed", f"a ticket for {size} bytes")
-        fragment = memoryview(self._memories.take(size))[:size]
-        fragment[:] = tray[:size]
-        return fragment
 
     def _put_back(self) -> None:
         if self._covered:

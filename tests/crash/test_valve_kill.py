@@ -96,6 +96,10 @@ def test_a_valve_that_is_killed_sixty_times_loses_nothing() -> None:
     assert counters.duplicates <= 60
 
 
+SIZE = (1920, 1080)
+"""Of a picture whose copy is a good part of what the valve does with it: some kills fall into it."""
+
+
 def _pictures_through_a_valve_that_is_killed(kills: int, seed: int) -> wire.DecoderCounters:
     """The same with pictures, which lie in trays: each must come out whole, whenever the copy broke off."""
     chance, over = random.Random(seed), threading.Event()
@@ -109,7 +113,7 @@ def _pictures_through_a_valve_that_is_killed(kills: int, seed: int) -> wire.Deco
                 with takes(valve.pairs.source_end) as events:
                     while untaken(valve.pairs.source_end):
                         events.poll()
-                (fragment,) = source.encode_into(memory, (picture(640, 480, seq=number),), lambda: 5, a)
+                (fragment,) = source.encode_into(memory, (picture(*SIZE, seq=number),), lambda: 5, a)
                 valve.pairs.source_end.send(wire.TICKET.pack(len(fragment)))
                 number += 1
             valve.pairs.source_end.send(encode(end(number), by=source)[0])
@@ -120,7 +124,7 @@ def _pictures_through_a_valve_that_is_killed(kills: int, seed: int) -> wire.Deco
                 valve.restart()
             over.set()
 
-        threads = [threading.Thread(target=job) for job in (send, kill)]
+        threads = [threading.Thread(target=job, daemon=True) for job in (send, kill)]
         for thread in threads:
             thread.start()
         expected, ended = 0, False
@@ -128,11 +132,13 @@ def _pictures_through_a_valve_that_is_killed(kills: int, seed: int) -> wire.Deco
         valve.pairs.sink_end.settimeout(20)
         while not ended:
             size = valve.pairs.sink_end.recv_into(message, 0, socket.MSG_PEEK)
-            for arrival in sink.decode(message[:size], 0, b):
+            own = size == wire.TICKET.size
+            fragment = sink.taken_out(b, message[:size]) if own else message[:size]
+            for arrival in sink.decode(fragment, 0, own=own):
                 ended = arrival.record == end(expected)
                 if isinstance(arrival.record, VideoFrame):
                     assert arrival.record.seq == expected
-                    assert bytes(arrival.record.planes[0]) == bytes([expected % 256]) * (640 * 480)
+                    assert bytes(arrival.record.planes[0]) == bytes([expected % 256]) * (SIZE[0] * SIZE[1])
                     expected += 1
             valve.pairs.sink_end.recv_into(message)
         for thread in threads:
@@ -143,7 +149,7 @@ def _pictures_through_a_valve_that_is_killed(kills: int, seed: int) -> wire.Deco
 def test_a_valve_that_is_killed_in_mid_copy_tears_no_picture() -> None:
     counters = _pictures_through_a_valve_that_is_killed(12, seed=3)
     assert (counters.gaps, counters.missing, counters.refused) == (0, 0, {})
-    assert counters.fragments > 100
+    assert counters.fragments > 24
     assert counters.duplicates <= 12
 
 
@@ -151,7 +157,7 @@ def test_a_valve_that_is_killed_in_mid_copy_tears_no_picture() -> None:
 def test_a_valve_that_is_killed_sixty_times_in_mid_copy_tears_no_picture() -> None:
     counters = _pictures_through_a_valve_that_is_killed(60, seed=4)
     assert (counters.gaps, counters.missing, counters.refused) == (0, 0, {})
-    assert counters.fragments > 500
+    assert counters.fragments > 120
     assert counters.duplicates <= 60
 
 

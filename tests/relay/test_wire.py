@@ -50,7 +50,8 @@ class Tray:
             message = wire.TICKET.pack(len(fragment)) if large else bytes(fragment)
             room = self.sink.room()[: len(message)]
             room[:] = message
-            found += self.sink.decode(room, 9, self.memory)
+            fragment = self.sink.taken_out(self.memory, room) if large else room
+            found += self.sink.decode(fragment, 9, own=large)
         return found
 
 
@@ -171,13 +172,44 @@ def test_what_came_by_tray_stays_when_the_tray_is_written_over() -> None:
         assert bytes(arrival.pixels) == b"".join(map(bytes, record.planes))
 
 
-def test_small_records_before_a_large_one_lie_in_the_tray_with_it() -> None:
+def test_a_large_record_lies_in_the_tray_alone() -> None:
     tray = Tray()
     records: list[r.Record] = [end(1), part(2), big(3), end(4)]
     arrivals = tray.through(*records)
     assert [_kept(arrival.record) for arrival in arrivals] == records
-    assert len(tray.sizes) == 2
-    assert [arrival.held for arrival in arrivals] == [True, True, False, False]
+    assert [bool(size) for size in tray.sizes] == [False, True, False]
+    assert [arrival.held for arrival in arrivals] == [True, False, False, False]
+
+
+HEARTBEATS = b"\x08\0\0\0\x08" + bytes(8)
+LARGE = wire.MAX_PAYLOAD // len(HEARTBEATS) + 1
+"""So many are more than one message holds."""
+
+
+@pytest.mark.parametrize(
+    ("payload", "shape"),
+    [
+        (HEARTBEATS * LARGE, wire.WHOLE),
+        (b"\x09\0\0\0\0" * 5_000_000, wire.WHOLE),
+        (b"\x01" + (wire.MAX_PAYLOAD).to_bytes(4, "big") + bytes(wire.MAX_PAYLOAD + 1), wire.WHOLE),
+        (bytes(wire.MAX_PAYLOAD + 1), wire.FIRST),
+        (bytes(wire.MAX_PAYLOAD + 1), wire.LAST),
+    ],
+    ids=["many small ones", "millions of empty ones", "a part of one", "a first part", "a last part"],
+)
+def test_a_large_fragment_that_is_not_one_record_is_refused_before_any_is_made(
+    payload: bytes, shape: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A in the wrong hands could otherwise have B make five million records of one ticket."""
+    made: list[int] = []
+    monkeypatch.setattr(wire, "_decode_record", lambda kind, body: made.append(kind))
+    tray = Tray()
+    fragment = authentic(payload, shape=shape, total=len(payload))
+    tray.memory[: len(fragment)] = fragment
+    ticket = memoryview(wire.TICKET.pack(len(fragment)))
+    with pytest.raises(WireError, match="not one record"):
+        tray.sink.decode(tray.sink.taken_out(tray.memory, ticket), 9, own=True)
+    assert made == []
 
 
 def test_the_second_large_record_of_a_call_is_split() -> None:
@@ -199,11 +231,13 @@ def test_a_fragment_of_a_tray_amid_a_split_record_gives_that_up_and_comes_whole(
     assert tray.sink.counters.gaps == before + 1
 
 
-@pytest.mark.parametrize("size", [0, 57, wire.MAX_LARGE_FRAGMENT, wire.MAX_LARGE_FRAGMENT + 1, 2**32 - 1])
+@pytest.mark.parametrize(
+    "size", [0, 57, wire.MAX_FRAGMENT, wire.MAX_LARGE_FRAGMENT, wire.MAX_LARGE_FRAGMENT + 1, 2**32 - 1]
+)
 def test_a_ticket_that_names_nothing_of_ours_is_refused(size: int) -> None:
     tray = Tray()
     with pytest.raises(WireError):
-        tray.sink.decode(memoryview(wire.TICKET.pack(size)), 9, tray.memory)
+        tray.sink.decode(tray.sink.taken_out(tray.memory, memoryview(wire.TICKET.pack(size))), 9, own=True)
     assert sum(tray.sink.counters.refused.values()) == 1
 
 
