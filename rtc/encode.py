@@ -7,8 +7,9 @@ Everything is set for delay: no look-ahead, no B-frames, one picture in, one pic
 belongs to one thread at a time; the codecs release the interpreter lock while they work.
 
 H.264 leaves as constrained baseline with parameter sets before each keyframe, its level taken from size and
-rate, without SEI. Bitrate changes reach x264 while it runs. FFmpeg cannot tell libvpx about a new bitrate, so
-a VP8 encoder is replaced, and only when the change is worth the keyframe that it costs.
+rates, without SEI. `RateControl` says how fine each picture is, so a new bitrate holds from the next one on.
+FFmpeg cannot tell libvpx about a new bitrate, so a VP8 encoder is replaced, and only when the change is worth
+the keyframe that it costs.
 
 Never here: threads, sockets, clocks, who watches.
 """
@@ -17,7 +18,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from functools import cached_property
+from typing import Literal, Protocol
 
 import av
 import numpy as np
@@ -32,11 +34,13 @@ from rtc.packetize import (
     MAX_PAYLOAD,
     MAX_PICTURE_ID,
     h264_payloads,
+    sendable,
     vp8_payloads,
-    wanted_units,
 )
 from rtc.placement import one_slice_each
+from rtc.rate_control import KEYFRAME_PICTURES, RateControl
 from rtc.slicing import Slicing, most_slices
+from rtc.x264 import X264, Plane, X264Error
 
 TICKS = 90_000
 """Ticks a second of the encoders' time base, the RTP clock of both video codecs."""
@@ -46,22 +50,14 @@ DEFAULT_RATE = 30
 
 MAX_RATE = 120
 
-VBV_PICTURES = 3
-"""A keyframe may be this many times as large as the bitrate's share of one picture. At 4 Mb/s and 30 pictures
-a second that is 50 KB: a few milliseconds on any network that carries the stream at all."""
+TRIES = 3
+"""An H.264 picture that came out too large is encoded again, until it has been so many times."""
 
 FAR_KEYFRAME = 1 << 20
 """Pictures between two keyframes that nobody asked for: hours. Viewers ask, and late ones are given one."""
 
 VP8_STEP = 1.25
 """A VP8 encoder is replaced when the bitrate it should have is this many times off."""
-
-X264_OPTIONS = {
-    "tune": "zerolatency",
-    "profile": "baseline",
-    "forced-idr": "1",
-    "x264-params": "scenecut=0:rc-lookahead=0:bframes=0:repeat-headers=1:aud=0:force-cfr=1",
-}
 
 VPX_OPTIONS = {
     "deadline": "realtime",
@@ -70,12 +66,15 @@ VPX_OPTIONS = {
     "auto-alt-ref": "0",
     "noise-sensitivity": "0",
     "static-thresh": "1",
-    "max-intra-rate": str(100 * VBV_PICTURES),
+    "max-intra-rate": str(round(100 * KEYFRAME_PICTURES)),
     "undershoot-pct": "100",
     "overshoot-pct": "15",
     "qmin": "4",
     "qmax": "56",
 }
+
+CODEC_ERRORS = (av.FFmpegError, X264Error)
+"""What an encoder that fails raises."""
 
 OPUS_SAMPLES = 960
 """Samples per channel of one packet: 20 ms."""
@@ -96,11 +95,13 @@ class VideoProfile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coded:
-    """One encoded picture, cut for RTP. `sets` are SPS and PPS where it is an H.264 keyframe."""
+    """One encoded picture, cut for RTP. `sets` are SPS and PPS where it is an H.264 keyframe; `tries` says
+    how often it was encoded until its size was right."""
 
     payloads: list[bytes]
     keyframe: bool
     sets: tuple[bytes, ...] = ()
+    tries: int = 1
 
     @property
     def size(self) -> int:
@@ -123,13 +124,14 @@ class Canvas:
     def __init__(self, width: int, height: int) -> None:
         self.width, self.height = even(width), even(height)
         self.frame = av.VideoFrame(self.width, self.height, "yuv420p")
-        self.frame.time_base = Fraction(1, TICKS)
         self._planes = [
             np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[
                 : plane.height, : plane.width
             ]
             for plane in self.frame.planes
         ]
+        luma, blue, red = (Plane(plane.buffer_ptr, plane.line_size) for plane in self.frame.planes)
+        self.planes = (luma, blue, red)
 
     def fits(self, frame: VideoFrame) -> bool:
         """Whether `frame` has this canvas' size."""
@@ -158,8 +160,15 @@ class Wrapped:
     def __init__(self, pixels: memoryview, width: int, height: int) -> None:
         self.width, self.height = width, height
         self._pixels = pixels
-        rows = np.frombuffer(pixels, np.uint8).reshape(height * 3 // 2, width)
-        self.frame = av.VideoFrame.from_numpy_buffer(rows, "yuv420p")
+        self._rows = np.frombuffer(pixels, np.uint8).reshape(height * 3 // 2, width)
+        luma, half = self._rows.ctypes.data, width // 2
+        blue = luma + width * height
+        self.planes = (Plane(luma, width), Plane(blue, half), Plane(blue + half * (height // 2), half))
+
+    @cached_property
+    def frame(self) -> av.VideoFrame:
+        """For an encoder of FFmpeg's."""
+        return av.VideoFrame.from_numpy_buffer(self._rows, "yuv420p")
 
     def copy(self) -> Wrapped:
         """The same picture for another encoder: nobody writes to it, so its memory may be shared."""
@@ -175,6 +184,103 @@ def wrap(arrival: Arrival, frame: VideoFrame) -> Wrapped | None:
     if arrival.pixels is None or (frame.width | frame.height) & 1:
         return None
     return Wrapped(arrival.pixels, frame.width, frame.height)
+
+
+class _Codec(Protocol):
+    """What `VideoEncoder` has of a codec."""
+
+    bitrate: int
+
+    def set_bitrate(self, bitrate: int) -> None:
+        """Aim at `bitrate` from the next picture on."""
+
+    def encode(self, picture: Picture, timeline_ns: int, *, keyframe: bool, refreshed: bool) -> Coded:
+        """As `VideoEncoder.encode`."""
+
+
+class _H264:
+    def __init__(self, profile: VideoProfile, width: int, height: int, rate: int, slices: int) -> None:
+        self.bitrate = profile.bitrate
+        self._payload_bytes = profile.payload_bytes
+        self._control = RateControl(profile.bitrate, rate, width * height)
+        self._x264 = X264(
+            width=width,
+            height=height,
+            rate=rate,
+            bitrate=profile.bitrate,
+            preset=profile.preset,
+            slices=slices,
+        )
+        self._timeline_ns: int | None = None
+
+    def set_bitrate(self, bitrate: int) -> None:
+        self.bitrate = bitrate
+        self._control.set_bitrate(bitrate)
+
+    def encode(self, picture: Picture, timeline_ns: int, *, keyframe: bool, refreshed: bool) -> Coded:
+        before_ns, self._timeline_ns = self._timeline_ns, timeline_ns
+        keyframe = keyframe or before_ns is None
+        self._control.elapse(0.0 if before_ns is None else (timeline_ns - before_ns) / SECOND_NS)
+        fits, tries = False, 0
+        while not fits and tries < TRIES:
+            keyframe = keyframe or tries > 0
+            tries += 1
+            qp = self._control.quantiser(keyframe=keyframe, refreshed=refreshed)
+            units = sendable(self._x264.encode(picture.planes, qp, keyframe=keyframe))
+            size = sum(map(len, units))
+            fits = self._control.fits(size, qp, keyframe=keyframe)
+        self._control.made(size, qp, keyframe=keyframe, refreshed=refreshed)
+        return Coded(
+            payloads=h264_payloads(units, self._payload_bytes),
+            keyframe=keyframe,
+            sets=tuple(unit for unit in units if unit[0] & 0x1F in (NAL_SPS, NAL_PPS)),
+            tries=tries,
+        )
+
+
+class _Vp8:
+    def __init__(self, profile: VideoProfile, width: int, height: int, rate: int) -> None:
+        self.bitrate = profile.bitrate
+        self._payload_bytes = profile.payload_bytes
+        self._width, self._height, self._rate = width, height, rate
+        self._picture_id = 0
+        self._context = self._open()
+
+    def _open(self) -> av.VideoCodecContext:
+        context = av.VideoCodecContext.create("libvpx", "w")
+        assert isinstance(context, av.VideoCodecContext)
+        context.width, context.height, context.pix_fmt = self._width, self._height, "yuv420p"
+        context.time_base = Fraction(1, TICKS)
+        context.framerate = Fraction(self._rate, 1)
+        context.gop_size = FAR_KEYFRAME
+        context.thread_count = 1
+        context.bit_rate = self.bitrate
+        limits = {
+            "minrate": str(self.bitrate),
+            "maxrate": str(self.bitrate),
+            "bufsize": str(round(KEYFRAME_PICTURES * self.bitrate / self._rate)),
+        }
+        context.options = {**VPX_OPTIONS, **limits}
+        context.open()
+        return context
+
+    def set_bitrate(self, bitrate: int) -> None:
+        if not 1 / VP8_STEP < bitrate / self.bitrate < VP8_STEP:
+            self.bitrate = bitrate
+            self._context = self._open()
+
+    def encode(self, picture: Picture, timeline_ns: int, *, keyframe: bool, refreshed: bool) -> Coded:
+        frame = picture.frame
+        frame.pts = timeline_ns * TICKS // SECOND_NS
+        frame.time_base = Fraction(1, TICKS)
+        frame.pict_type = PictureType.I if keyframe else PictureType.NONE
+        packets = self._context.encode(frame)
+        data = b"".join(map(bytes, packets))
+        self._picture_id = (self._picture_id + 1) & MAX_PICTURE_ID
+        return Coded(
+            payloads=vp8_payloads(data, self._picture_id, self._payload_bytes) if data else [],
+            keyframe=any(packet.is_keyframe for packet in packets),
+        )
 
 
 class VideoEncoder:
@@ -199,43 +305,27 @@ class VideoEncoder:
         self.profile = profile
         self.width, self.height = width, height
         self.rate = min(round(rate) or DEFAULT_RATE, MAX_RATE)
-        self.bitrate = profile.bitrate
         self.most_slices = most_slices(profile.codec, width, height)
         self.slices = self.most_slices if slicing is None else slicing.slices(self.most_slices, self.rate)
         """How many slices each picture has use for, and is encoded in, a thread each."""
-        self.threads: tuple[int, ...] = ()
-        """Numbers of the threads that encode beside the caller's."""
-        self._picture_id = 0
         self._since_keyframe = self._since_refreshed = 0
         """How many pictures ago the last keyframe was made, and the last `refreshed` picture came."""
-        self._context = self._open(profile.bitrate)
+        self._codec: _Codec
+        with one_slice_each(self.slices) as started:
+            if profile.codec == "h264":
+                self._codec = _H264(profile, width, height, self.rate, self.slices)
+            else:
+                self._codec = _Vp8(profile, width, height, self.rate)
+        self.threads = tuple(started)
+        """Numbers of the threads that encode beside the caller's."""
 
     def __repr__(self) -> str:
         return f"<VideoEncoder {self.profile.codec} {self.width}x{self.height} {self.bitrate} bit/s>"
 
-    def _open(self, bitrate: int) -> av.VideoCodecContext:
-        h264 = self.profile.codec == "h264"
-        context = av.VideoCodecContext.create("libx264" if h264 else "libvpx", "w")
-        assert isinstance(context, av.VideoCodecContext)
-        context.width, context.height, context.pix_fmt = self.width, self.height, "yuv420p"
-        context.time_base = Fraction(1, TICKS)
-        context.framerate = Fraction(self.rate, 1)
-        context.gop_size = self._interval
-        context.thread_count = self.slices
-        context.bit_rate = bitrate
-        # Average and maximum must be equal when x264 opens: only then does it let the maximum follow the
-        # average later on.
-        limits = {"maxrate": str(bitrate), "bufsize": str(VBV_PICTURES * bitrate // self.rate)}
-        options = (
-            {**X264_OPTIONS, "preset": self.profile.preset}
-            if h264
-            else {**VPX_OPTIONS, "minrate": str(bitrate)}
-        )
-        context.options = {**options, **limits}
-        with one_slice_each(self.slices) as started:
-            context.open()
-        self.threads = tuple(started)
-        return context
+    @property
+    def bitrate(self) -> int:
+        """What is aimed at, in bits per second."""
+        return self._codec.bitrate
 
     @property
     def _interval(self) -> int:
@@ -256,47 +346,29 @@ class VideoEncoder:
 
     def set_bitrate(self, bitrate: int) -> None:
         """Aim at `bitrate` bits per second from the next picture on, at most the profile's."""
-        bitrate = min(bitrate, self.profile.bitrate)
-        if self.profile.codec == "h264":
-            self._context.bit_rate = self.bitrate = bitrate
-        elif not 1 / VP8_STEP < bitrate / self.bitrate < VP8_STEP:
-            self.bitrate = bitrate
-            self._context = self._open(bitrate)
+        self._codec.set_bitrate(min(bitrate, self.profile.bitrate))
 
-    def encode(self, canvas: Picture, timeline_ns: int, *, keyframe: bool, refreshed: bool = False) -> Coded:
-        """Encode what is on `canvas`.
+    def encode(self, picture: Picture, timeline_ns: int, *, keyframe: bool, refreshed: bool = False) -> Coded:
+        """Encode `picture`.
 
         Args:
-            canvas: Of this encoder's size.
-            timeline_ns: The picture's time; must rise from call to call.
+            picture: Of this encoder's size.
+            timeline_ns: Its time; must rise from call to call.
             keyframe: Make it one that a decoder can start with.
             refreshed: As in `relay.records.VideoFrame`.
 
         Raises:
-            av.FFmpegError: The codec failed; make a new encoder.
+            CODEC_ERRORS: The codec failed; make a new encoder.
         """
-        frame = canvas.frame
-        frame.pts = timeline_ns * TICKS // SECOND_NS
-        frame.time_base = Fraction(1, TICKS)
-        keyframe = keyframe or self.comes_round(refreshed=refreshed)
-        frame.pict_type = PictureType.I if keyframe else PictureType.NONE
-        packets = self._context.encode(frame)
-        data = b"".join(map(bytes, packets))
-        is_keyframe = any(packet.is_keyframe for packet in packets)
-        self._since_keyframe = 1 if is_keyframe else self._since_keyframe + 1
-        self._since_refreshed = 1 if refreshed else self._since_refreshed + 1
-        if self.profile.codec == "vp8":
-            self._picture_id = (self._picture_id + 1) & MAX_PICTURE_ID
-            return Coded(
-                payloads=vp8_payloads(data, self._picture_id, self.profile.payload_bytes) if data else [],
-                keyframe=is_keyframe,
-            )
-        units = wanted_units(data)
-        return Coded(
-            payloads=h264_payloads(units, self.profile.payload_bytes),
-            keyframe=is_keyframe,
-            sets=tuple(unit for unit in units if unit[0] & 0x1F in (NAL_SPS, NAL_PPS)),
+        coded = self._codec.encode(
+            picture,
+            timeline_ns,
+            keyframe=keyframe or self.comes_round(refreshed=refreshed),
+            refreshed=refreshed,
         )
+        self._since_keyframe = 1 if coded.keyframe else self._since_keyframe + 1
+        self._since_refreshed = 1 if refreshed else self._since_refreshed + 1
+        return coded
 
 
 class OpusEncoder:

@@ -14,11 +14,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import av
-
 from relay.link import Arrival
 from relay.records import VideoFrame
-from rtc.encode import Canvas, Coded, Picture, VideoEncoder, VideoProfile, wrap
+from rtc.encode import CODEC_ERRORS, Canvas, Coded, Picture, VideoEncoder, VideoProfile, wrap
 from rtc.feedback import KeyframeGate
 from rtc.placement import give_way
 from rtc.slicing import Slicing
@@ -107,6 +105,8 @@ class EncodeThread:
         self.replaced = 0
         """Pictures that a newer one replaced before they were encoded."""
         self.encoded = 0
+        self.again = 0
+        """How often a picture came out too large and was encoded again (`rtc.rate_control`)."""
         self.keyframes = 0
         self.faults = 0
         self.bitrate = profile.bitrate
@@ -249,7 +249,7 @@ class EncodeThread:
         encoder = self._encoder_for(job, keyframe=keyframe)
         try:
             coded = encoder.encode(job.canvas, job.timeline_ns, keyframe=keyframe, refreshed=job.refreshed)
-        except av.FFmpegError:
+        except CODEC_ERRORS:
             # One fresh try on the same picture; a second failure is ours and ends the worker.
             self.faults += 1
             self._encoder = None
@@ -258,6 +258,7 @@ class EncodeThread:
             return
         encoded_ns = time.monotonic_ns()
         self.encoded += 1
+        self.again += coded.tries - 1
         if self._slicing.encoded() and self._badly_sliced(encoder) and self.profile.keyframe_seconds is None:
             # Else the next keyframe that comes by itself is soon enough.
             self.request_keyframe()

@@ -506,6 +506,7 @@ class Hub:
                     "keyframes": thread.keyframes,
                     "keyframe_requests": thread.gate.requests,
                     "replaced": thread.replaced,
+                    "again": thread.again,
                     "faults": thread.faults,
                 }
                 for thread in threads

@@ -11,8 +11,7 @@ Never here: RTP headers, sockets, clocks.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 from rtc.depayload import FU_A, NAL_PPS, NAL_SPS, STAP_A
 
@@ -30,22 +29,10 @@ NAL_FILLER = 12
 _UNWANTED = frozenset({NAL_SEI, NAL_DELIMITER, NAL_FILLER})
 """SEI may say which encoder made the stream and with what settings; the others carry nothing."""
 
-_START_CODE = re.compile(rb"\x00\x00\x01")
 
-
-def nal_units(annex_b: bytes) -> Iterator[bytes]:
-    """The NAL units of a byte stream (ITU-T H.264 Annex B), without start codes and trailing zeros."""
-    starts = [found.end() for found in _START_CODE.finditer(annex_b)]
-    ends = [*(start - 3 for start in starts[1:]), len(annex_b)]
-    for start, end in zip(starts, ends, strict=False):
-        unit = annex_b[start:end].rstrip(b"\x00")
-        if unit:
-            yield unit
-
-
-def wanted_units(annex_b: bytes) -> list[bytes]:
-    """The NAL units that are sent: parameter sets and slices, never SEI, delimiters or filler."""
-    return [unit for unit in nal_units(annex_b) if unit[0] & 0x1F not in _UNWANTED]
+def sendable(units: Iterable[bytes]) -> list[bytes]:
+    """Those NAL units that are sent: parameter sets and slices, never SEI, delimiters or filler."""
+    return [unit for unit in units if unit[0] & 0x1F not in _UNWANTED]
 
 
 def h264_payloads(units: list[bytes], limit: int = MAX_PAYLOAD) -> list[bytes]:

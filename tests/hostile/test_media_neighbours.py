@@ -14,9 +14,9 @@ import pytest
 
 from relay.records import VideoFrame
 from rtc.depayload import NAL_SPS
-from rtc.packetize import h264_payloads, nal_units
+from rtc.packetize import h264_payloads
 from tests.interop.media_peers import free_pair
-from tests.rtc.coded import coded_pictures, payloads, rtp, video_packets
+from tests.rtc.coded import coded_pictures, nal_units, payloads, rtp, video_packets
 from tests.rtc.test_source_rtp import Rig
 
 PERIOD = 1 / 30

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
+import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
 import av
 import numpy as np
 
-from rtc.packetize import h264_payloads, nal_units, vp8_payloads
+from rtc.packetize import h264_payloads, vp8_payloads
 
 ENCODERS = {"h264": "libx264", "vp8": "libvpx"}
 
@@ -46,6 +47,11 @@ def coded_pictures(
         found += [bytes(packet) for packet in context.encode(frame)]
     found += [bytes(packet) for packet in context.encode(None)]
     return tuple(found)
+
+
+def nal_units(annex_b: bytes) -> Iterator[bytes]:
+    """The NAL units of a byte stream (ITU-T H.264 Annex B), without start codes and trailing zeros."""
+    return filter(None, (unit.rstrip(b"\0") for unit in re.split(rb"\x00\x00\x01", annex_b)[1:]))
 
 
 def payloads(codec: str, picture: bytes, number: int = 0) -> list[bytes]:

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from relay.errors import PeerError
 from rtc import depayload
 from rtc.depayload import START_CODE, Size, h264_picture, h264_starts, read_sps, read_vp8_header, vp8_picture
-from rtc.packetize import nal_units
-from tests.rtc.coded import coded_pictures, payloads
+from tests.rtc.coded import coded_pictures, nal_units, payloads
 
 
 def single(kind: int, body: bytes = b"\x80rest") -> bytes:

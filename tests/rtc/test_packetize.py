@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rtc.packetize import h264_payloads, nal_units, vp8_payloads, wanted_units
+from rtc.packetize import h264_payloads, sendable, vp8_payloads
 
 SPS, PPS, IDR, SLICE, SEI, AUD = (bytes((0x60 | kind, 1, 2, 3)) for kind in (7, 8, 5, 1, 6, 9))
 
@@ -47,23 +46,8 @@ def test_what_is_cut_comes_together_again(access_unit: list[bytes], limit: int) 
     assert all(0 < len(payload) <= limit for payload in payloads)
 
 
-@pytest.mark.parametrize(
-    ("stream", "expected"),
-    [
-        (b"", []),
-        (b"garbage", []),
-        (b"\0\0\0\1" + SPS + b"\0\0\1" + PPS + b"\0\0\0\1" + IDR, [SPS, PPS, IDR]),
-        (b"\0\0\1" + SLICE + b"\0\0\0", [SLICE]),
-        (b"\0\0\1\0\0\1" + SLICE, [SLICE]),
-    ],
-)
-def test_start_codes(stream: bytes, expected: list[bytes]) -> None:
-    assert list(nal_units(stream)) == expected
-
-
 def test_side_data_is_left_out() -> None:
-    stream = b"".join(b"\0\0\0\1" + unit for unit in (AUD, SPS, PPS, SEI, IDR))
-    assert wanted_units(stream) == [SPS, PPS, IDR]
+    assert sendable([AUD, SPS, PPS, SEI, IDR]) == [SPS, PPS, IDR]
 
 
 def test_parameter_sets_share_a_packet() -> None:
