@@ -226,7 +226,7 @@ class _H264:
             keyframe = keyframe or tries > 0
             tries += 1
             qp = self._control.quantiser(keyframe=keyframe, refreshed=refreshed)
-            units = sendable(self._x264.encode(picture.planes, qp, keyframe=keyframe))
+            units = sendable(self._x264.encode(picture, qp, keyframe=keyframe))
             size = sum(map(len, units))
             fits = self._control.fits(size, qp, keyframe=keyframe)
         self._control.made(size, qp, keyframe=keyframe, refreshed=refreshed)

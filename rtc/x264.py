@@ -18,7 +18,7 @@ import ctypes
 import functools
 import weakref
 from ctypes import POINTER, Structure, byref, c_byte, c_char_p, c_int, c_int64, c_uint32, c_void_p
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import av.codec.context
 
@@ -63,6 +63,14 @@ class Plane(NamedTuple):
 
     address: int
     stride: int
+
+
+class Picture(Protocol):
+    """What is encoded. The memory at its addresses is there as long as it is."""
+
+    @property
+    def planes(self) -> tuple[Plane, Plane, Plane]:
+        """Y, U and V."""
 
 
 class _Param(Structure):
@@ -221,25 +229,25 @@ class X264:
         self._in.image.csp, self._in.image.planes = CSP_I420, 3
         self._nals, self._count = POINTER(_Nal)(), c_int()
 
-    def encode(self, planes: tuple[Plane, Plane, Plane], qp: int, *, keyframe: bool) -> list[bytes]:
+    def encode(self, picture: Picture, qp: int, *, keyframe: bool) -> list[bytes]:
         """The NAL units of one picture, in decoding order, without start codes.
 
         Args:
-            planes: Y, U and V, which must hold the whole picture until this returns; they are only read.
+            picture: Of this encoder's size; it is only read, and not kept.
             qp: 11 to 51; the next one within is taken for what is outside.
             keyframe: Make it an IDR picture; else it refers to the one before.
 
         Raises:
             X264Error: x264 failed; make a new encoder.
         """
-        picture = self._in
-        picture.type = TYPE_IDR if keyframe else TYPE_P
-        picture.qp_plus_1 = qp + 1
-        picture.pts += 1
-        for number, plane in enumerate(planes):
-            picture.image.plane[number], picture.image.stride[number] = plane
+        given = self._in
+        given.type = TYPE_IDR if keyframe else TYPE_P
+        given.qp_plus_1 = qp + 1
+        given.pts += 1
+        for number, plane in enumerate(picture.planes):
+            given.image.plane[number], given.image.stride[number] = plane
         size = self._library.encode(
-            self._encoder, byref(self._nals), byref(self._count), byref(picture), byref(self._out)
+            self._encoder, byref(self._nals), byref(self._count), byref(given), byref(self._out)
         )
         if size <= 0:
             raise X264Error(f"x264 failed to encode a picture ({size})")

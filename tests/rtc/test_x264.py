@@ -65,7 +65,7 @@ def test_a_picture_is_as_fine_as_it_is_asked_to_be(qp: int, slices: int) -> None
     encoder, reader = opened(slices=slices), decoder()
     for number in range(8):
         picture = Picture(number)
-        units = encoder.encode(picture.planes, qp, keyframe=number == 0)
+        units = encoder.encode(picture, qp, keyframe=number == 0)
         seen = decode(reader, units)
         error = np.abs(seen.astype(int) - picture.rows)[:HEIGHT].mean()
         # The quantiser's step, of which the error is a quarter where it is uniform.
@@ -78,7 +78,7 @@ def test_each_picture_may_have_another_quantiser() -> None:
     encoder = opened()
     sizes = {}
     for number, qp in enumerate([30, 12, 30, 51, 11, 51]):
-        sizes[number, qp] = len(encoder.encode(Picture(number).planes, qp, keyframe=True)[-1])
+        sizes[number, qp] = len(encoder.encode(Picture(number), qp, keyframe=True)[-1])
     assert sizes[0, 30] * 3 < sizes[1, 12] < sizes[4, 11]
     assert abs(sizes[0, 30] / sizes[2, 30] - 1) < 0.1
     assert sizes[3, 51] * 1.5 < sizes[2, 30]
@@ -87,9 +87,9 @@ def test_each_picture_may_have_another_quantiser() -> None:
 @pytest.mark.parametrize("slices", [1, 2])
 def test_nal_units_come_whole_and_in_order(slices: int) -> None:
     encoder = opened(slices=slices)
-    first = encoder.encode(Picture(0).planes, 20, keyframe=True)
-    second = encoder.encode(Picture(1).planes, 20, keyframe=False)
-    third = encoder.encode(Picture(2).planes, 20, keyframe=True)
+    first = encoder.encode(Picture(0), 20, keyframe=True)
+    second = encoder.encode(Picture(1), 20, keyframe=False)
+    third = encoder.encode(Picture(2), 20, keyframe=True)
     assert [unit[0] & 31 for unit in first if unit[0] & 31 != 6] == [7, 8] + [5] * slices
     assert [unit[0] & 31 for unit in second] == [1] * slices
     assert [unit[0] & 31 for unit in third] == [7, 8] + [5] * slices
@@ -99,19 +99,19 @@ def test_nal_units_come_whole_and_in_order(slices: int) -> None:
 def test_a_keyframe_that_is_thrown_away_is_not_missed() -> None:
     """What the rate control does: what came after must not refer to what nobody got."""
     encoder, reader = opened(), decoder()
-    decode(reader, encoder.encode(Picture(0).planes, 30, keyframe=True))
-    encoder.encode(Picture(1).planes, 12, keyframe=False)
-    encoder.encode(Picture(1).planes, 20, keyframe=True)
+    decode(reader, encoder.encode(Picture(0), 30, keyframe=True))
+    encoder.encode(Picture(1), 12, keyframe=False)
+    encoder.encode(Picture(1), 20, keyframe=True)
     for number in (1, 2, 3):
         picture = Picture(number)
-        seen = decode(reader, encoder.encode(picture.planes, 20, keyframe=number == 1))
+        seen = decode(reader, encoder.encode(picture, 20, keyframe=number == 1))
         assert np.abs(seen.astype(int) - picture.rows)[:HEIGHT].mean() < 2.5
 
 
 @pytest.mark.parametrize(("width", "height"), [(16, 16), (66, 18), (1280, 722)])
 def test_any_even_size(width: int, height: int) -> None:
     picture = Picture(3, width, height)
-    seen = decode(decoder(), opened(width=width, height=height).encode(picture.planes, 12, keyframe=True))
+    seen = decode(decoder(), opened(width=width, height=height).encode(picture, 12, keyframe=True))
     assert seen.shape == (height * 3 // 2, width)
     assert np.abs(seen.astype(int) - picture.rows)[:height].mean() < 2
 
@@ -121,8 +121,8 @@ def test_pictures_are_only_read() -> None:
     picture = Picture(0)
     before = picture.rows.copy()
     picture.rows.flags.writeable = False
-    encoder.encode(picture.planes, 20, keyframe=True)
-    encoder.encode(picture.planes, 20, keyframe=False)
+    encoder.encode(picture, 20, keyframe=True)
+    encoder.encode(picture, 20, keyframe=False)
     assert (picture.rows == before).all()
 
 
@@ -150,9 +150,7 @@ def test_its_threads_end_with_it() -> None:
 def test_the_interpreter_goes_on_while_it_encodes() -> None:
     encoder = opened(width=1920, height=1080, preset="veryfast")
     picture = Picture(0, 1920, 1080)
-    encoding = threading.Thread(
-        target=lambda: [encoder.encode(picture.planes, 12, keyframe=True) for _ in "abc"]
-    )
+    encoding = threading.Thread(target=lambda: [encoder.encode(picture, 12, keyframe=True) for _ in "abc"])
     encoding.start()
     turns = 0
     while encoding.is_alive():
@@ -182,7 +180,7 @@ def test_the_level(width: int, height: int, rate: int, bitrate: int, expected: i
 
 def test_the_level_is_in_the_parameter_set() -> None:
     sequence, *_ = opened(width=1280, height=720, bitrate=15_000_000).encode(
-        Picture(0, 1280, 720).planes, 40, keyframe=True
+        Picture(0, 1280, 720), 40, keyframe=True
     )
     assert sequence[1:4] == bytes([66, 0xC0, 32])
 
@@ -210,5 +208,5 @@ def test_the_older_build_has_the_same_structures(monkeypatch: pytest.MonkeyPatch
     assert encoder._library.build == 164
     for number in range(4):
         picture = Picture(number)
-        seen = decode(reader, encoder.encode(picture.planes, 14, keyframe=number == 0))
+        seen = decode(reader, encoder.encode(picture, 14, keyframe=number == 0))
         assert np.abs(seen.astype(int) - picture.rows)[:HEIGHT].mean() < 2
