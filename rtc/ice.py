@@ -4,7 +4,8 @@ What differs from aioice's own connection:
 
 - Every datagram passes the `Guard`; SRTP goes straight to the session instead of through a queue.
 - Sockets are bound within a range of ports, on configured addresses; loopback where a lab wants it.
-- Consent (RFC 7675) is checked twice a second; whoever is not heard for two seconds is gone.
+- Consent (RFC 7675) is checked twice a second, and more often while there is no answer; whoever is not heard
+  for two seconds is gone.
 - Remote candidates must be IP addresses: an mDNS name is met as a peer-reflexive candidate anyway, when its
   owner's check arrives, and nobody makes this side resolve names.
 """
@@ -39,7 +40,11 @@ from relay.listeners import UDP_BUFFER
 from rtc.guard import Guard, Kind
 
 CONSENT_SECONDS = 0.4
-"""Between the end of one consent check and the next, which itself takes at most 0.5 s."""
+"""Between a consent check that was answered and the next."""
+
+CONSENT_RETRY_SECONDS = 0.1
+"""Between one that was not, within two round trips, and the next: a few datagrams that are lost in a row must
+not look like a peer that is gone."""
 
 CONSENT_EXPIRY_NS = 2_000_000_000
 """Unheard for so long, the peer is gone; with the checks' rhythm, noticed within 3 s."""
@@ -335,15 +340,28 @@ class IceSession(Connection):
         assert self.remote_password is not None
         self.heard_ns = time.monotonic_ns()
         key = self.remote_password.encode()
-        while True:
-            await asyncio.sleep(CONSENT_SECONDS)
-            if time.monotonic_ns() - self.heard_ns > CONSENT_EXPIRY_NS:
-                self._query_consent_task = None
-                await self.close()
-                return
-            pair = self._nominated.get(1)
-            if pair is not None:
-                await self._check_consent(pair, key)
+        checks: set[asyncio.Task[None]] = set()
+        pause = CONSENT_SECONDS
+        try:
+            while True:
+                await asyncio.sleep(pause)
+                before_ns = self.heard_ns
+                if time.monotonic_ns() - before_ns > CONSENT_EXPIRY_NS:
+                    break
+                pair = self._nominated.get(1)
+                if pair is None:
+                    continue
+                check = asyncio.create_task(self._check_consent(pair, key))
+                # A check ends by itself after 0.5 s, so there are never more than five.
+                checks.add(check)
+                check.add_done_callback(checks.discard)
+                await asyncio.wait({check}, timeout=2 * (self.rtt_ns or 0) / 1e9 or CONSENT_RETRY_SECONDS)
+                pause = CONSENT_SECONDS if self.heard_ns != before_ns else CONSENT_RETRY_SECONDS
+        finally:
+            for check in checks:
+                check.cancel()
+        self._query_consent_task = None
+        await self.close()
 
     async def _check_consent(self, pair: CandidatePair, key: bytes) -> None:
         request = self.build_request(pair, nominate=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -112,3 +113,49 @@ async def test_a_stun_server_is_told_only_where_no_address_got_an_answer(
     outcomes += [OSError(101, "x"), OSError(101, "x")]
     await gather(settings)
     assert told(caplog) == ["STUN server 127.0.0.1:3478: Network is unreachable: sessions go without it"]
+
+
+class Peer:
+    """Answers consent checks, but for those whose numbers are lost; they end as aioice ends them."""
+
+    def __init__(self, lost: range) -> None:
+        self.lost = lost
+        self.asked = 0
+
+    async def request(self, *_: Any, **__: Any) -> None:
+        self.asked += 1
+        if self.asked - 1 in self.lost:
+            await asyncio.sleep(0.5)
+            raise stun.TransactionTimeout
+        await asyncio.sleep(0.01)
+
+
+async def ask(monkeypatch: pytest.MonkeyPatch, peer: Peer, seconds: float) -> bool:
+    """Ask `peer` for its consent for so long; whether it was given up meanwhile."""
+    session = IceSession(IceSettings(addresses=HERE), lambda *_: None)
+    session.remote_password = "password"
+    pair: Any = SimpleNamespace(protocol=peer, remote_addr=("127.0.0.1", 9))
+    session._nominated = {1: pair}
+    monkeypatch.setattr(session, "build_request", lambda *_, **__: None)
+    asking = asyncio.create_task(session.query_consent())
+    done, _ = await asyncio.wait({asking}, timeout=seconds)
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    assert len(asyncio.all_tasks()) == 1, "no check is left behind"
+    return bool(done)
+
+
+async def test_who_answers_is_asked_twice_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    peer = Peer(range(0))
+    assert not await ask(monkeypatch, peer, 2.0)
+    assert 3 <= peer.asked <= 5
+
+
+async def test_a_few_checks_lost_in_a_row_are_no_reason_to_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    peer = Peer(range(1, 8))
+    assert not await ask(monkeypatch, peer, 3.5)
+    assert peer.asked > 9
+
+
+async def test_who_answers_no_more_is_gone_within_three_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert await ask(monkeypatch, Peer(range(1, 1000)), 3.0)
