@@ -212,6 +212,7 @@ class _H264:
             slices=slices,
         )
         self._timeline_ns: int | None = None
+        self._after_keyframe = False
 
     def set_bitrate(self, bitrate: int) -> None:
         self.bitrate = bitrate
@@ -229,6 +230,10 @@ class _H264:
             units = sendable(self._x264.encode(picture, qp, keyframe=keyframe))
             size = sum(map(len, units))
             fits = self._control.fits(size, qp, keyframe=keyframe)
+            # x264 numbers keyframes 0 and 1 in turn, and two in a row must differ (idr_pic_id, ITU-T H.264
+            # §7.4.3): after one that was sent, none is thrown away.
+            fits = fits or (keyframe and self._after_keyframe)
+        self._after_keyframe = keyframe
         self._control.made(size, qp, keyframe=keyframe, refreshed=refreshed)
         return Coded(
             payloads=h264_payloads(units, self._payload_bytes),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Literal
 
 import av
@@ -185,6 +186,51 @@ def test_a_cut_to_something_else_is_one_keyframe_of_the_usual_size() -> None:
     assert sum(tries[60:]) - 60 <= TRIES, "noise at rest is no new noise"
     seen = frame.to_ndarray()[:240].astype(int)
     assert np.abs(seen - noise[0]).mean() < 40, "it came into view"
+
+
+class Bits:
+    """Reads a NAL unit's payload as its syntax does (ITU-T H.264 §7.2, §9.1)."""
+
+    def __init__(self, unit: bytes) -> None:
+        self._bits = "".join(f"{byte:08b}" for byte in unit.replace(b"\0\0\3", b"\0\0"))
+        self._at = 8
+
+    def fixed(self, count: int) -> int:
+        self._at += count
+        return int(self._bits[self._at - count : self._at], 2)
+
+    def exp_golomb(self) -> int:
+        zeros = self._bits.index("1", self._at) - self._at
+        self._at += zeros
+        return self.fixed(zeros + 1) - 1
+
+
+def idr_pic_id(coded: Coded) -> int:
+    sequence = Bits(coded.sets[0])
+    sequence.fixed(24)
+    sequence.exp_golomb()
+    frame_num_bits = sequence.exp_golomb() + 4
+    first_slice = Bits(next(unit for unit in assemble(coded.payloads) if unit[0] & 31 == 5))
+    for _ in range(3):
+        first_slice.exp_golomb()
+    assert first_slice.fixed(frame_num_bits) == 0
+    return first_slice.exp_golomb()
+
+
+def test_two_keyframes_in_a_row_have_different_numbers() -> None:
+    """Else a decoder may take them for one picture, also where one in between was thrown away."""
+    source, canvas = encoder("h264"), Canvas(320, 240)
+    noise = np.random.default_rng(1).integers(0, 256, (40, 240, 320), dtype=np.uint8)
+    made = []
+    for number in range(40):
+        planes = picture(0).planes if number % 3 else (noise[number].tobytes(), *picture(0).planes[1:])
+        canvas.draw(picture(number, planes=planes))
+        made.append(source.encode(canvas, number * STEP, keyframe=number % 5 < 3))
+    assert any(coded.tries > 1 for coded in made)
+    numbers = [idr_pic_id(coded) if coded.keyframe else None for coded in made]
+    pairs = [pair for pair in itertools.pairwise(numbers) if None not in pair]
+    assert pairs
+    assert all(first != second for first, second in pairs)
 
 
 def test_small_changes_do_not_cost_a_vp8_keyframe() -> None:
