@@ -21,9 +21,9 @@ from __future__ import annotations
 
 import math
 
-LEAST_QP = 12
-"""Finer is not seen: the error is one step of grey or two (51 dB), and what would be spent on a still picture
-is spent on the first one that moves."""
+LEAST_QP = 13
+"""Finer is not seen: the error is a step of grey or two (49 to 50 dB), and what would be spent on a still
+picture is spent on the first one that moves."""
 
 MOST_QP = 51
 
