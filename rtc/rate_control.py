@@ -32,8 +32,8 @@ KEYFRAME_PICTURES = 3.0
 a second that is 50 KB: a few milliseconds on any network that carries the stream at all."""
 
 MOST_PICTURES = 6.0
-"""So many shares are on their way at once, at most: a fifth of a second at 30 pictures a second. What would
-be more is encoded again."""
+"""A picture with which more than so many shares would be on their way is encoded again. They are a fifth of a
+second at 30 pictures a second."""
 
 MISJUDGED = 1.5
 """A keyframe that is this many times as large as it may be is encoded again."""
