@@ -66,10 +66,13 @@ CATCH_UP = 0.1
 LEAST_SHARE, MOST_SHARE = 0.4, 1.2
 """What a picture that is no keyframe may take, in shares."""
 
+PATIENCE, MOST_PATIENCE = 60, 54_000
+"""A still picture gets finer step by step. Where a step turns out to be too much, it is not tried again for
+so many pictures, and for twice as many each time, up to half an hour of them: it would begin anew, as a
+keyframe, again and again. It may be that it just changed, so it is tried again."""
+
 MOVING_SHARE, MOVED_PICTURES, RETRY = 0.1, 30, 1.25
-"""A still picture gets finer step by step. Where a step turns out to be too much, it is not tried again until
-so many pictures had so much to show, or the bitrate has so many times its value: a still one would begin
-anew, as a keyframe, again and again."""
+"""It is tried sooner if so many pictures had so much to show, or the bitrate has so many times its value."""
 
 FIRST_KEYFRAME = 1.4
 """Complexity of a first keyframe for each of its pixels: a camera's, at a medium amount of detail."""
@@ -94,14 +97,18 @@ class RateControl:
         self._keyframe = FIRST_KEYFRAME * pixels
         self._other = 0.0
         self._last, self._qp = 0, LEAST_QP
-        self._finest, self._moved = LEAST_QP, 0
+        self._refreshed = False
+        """Whether the last picture was."""
 
     def set_bitrate(self, bitrate: int) -> None:
         """Keep to `bitrate` bits per second from the next picture on."""
         self._share = bitrate / 8 / self._rate
         if self._share >= RETRY * self._tried_share:
-            self._finest = LEAST_QP
+            self._try_all()
         self._filled = min(self._filled, KEYFRAME_PICTURES * self._share)
+
+    def _try_all(self) -> None:
+        self._finest, self._waits, self._patience, self._moved = LEAST_QP, 0, PATIENCE, 0
 
     def elapse(self, seconds: float) -> None:
         """Let the bucket drain for what lies between two pictures."""
@@ -113,8 +120,10 @@ class RateControl:
 
         Args:
             keyframe: It is to be one.
-            refreshed: It differs from the one before it all over, as where the publisher had a keyframe.
+            refreshed: It differs from the one before it all over, as where the publisher had a keyframe. One
+                after another of these, they are usual pictures.
         """
+        refreshed = refreshed and not self._refreshed
         if keyframe:
             wanted = self._ideal(self._keyframe, self._keyframe_room)
             return max(round(wanted), self._qp - KEYFRAME_STEP)
@@ -157,6 +166,7 @@ class RateControl:
                 self._other += SURGED * (self._keyframe - self._other)
                 if qp < self._qp:
                     self._finest, self._moved, self._tried_share = qp + 1, 0, self._share
+                    self._waits, self._patience = self._patience, min(2 * self._patience, MOST_PATIENCE)
         return fits
 
     def made(self, size: int, qp: int, *, keyframe: bool, refreshed: bool) -> None:
@@ -164,14 +174,21 @@ class RateControl:
         finer, coarser = qp < self._qp, qp > self._qp
         self._filled = min(self._filled + size, MOST_PICTURES * self._share)
         self._last, self._qp = size, qp
+        after_refreshed, self._refreshed = self._refreshed, refreshed
         complexity = size * 2 ** (qp / 6)
+        self._waits -= 1
+        if self._waits <= 0:
+            self._finest = LEAST_QP
         if keyframe:
             self._keyframe = complexity
             self._other = self._other or PICTURE_TO_KEYFRAME * complexity
-        elif not refreshed:
+        elif refreshed and not after_refreshed:
+            weight = SURGED if complexity > SURGE * self._keyframe else USUAL
+            self._keyframe += weight * (complexity - self._keyframe)
+        else:
             surged = complexity > SURGE * self._other and not finer
             self._moved += size >= MOVING_SHARE * self._share
             if self._moved >= MOVED_PICTURES:
-                self._finest = LEAST_QP
+                self._try_all()
             weight = SURGED if surged else CHANGED if finer or coarser else USUAL
             self._other += weight * (complexity - self._other)

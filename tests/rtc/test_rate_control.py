@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from rtc.rate_control import (
     MOST_PICTURES,
     MOST_QP,
     MOVED_PICTURES,
+    PATIENCE,
     RateControl,
 )
 
@@ -173,9 +175,34 @@ def still(control: RateControl, pictures: int, step: float, noise: int = 8) -> I
 def test_a_still_picture_gets_finer_and_stays_so() -> None:
     control = RateControl(1_000_000, RATE, PIXELS)
     encode(control, 1.0, keyframe=True, keyframe_complexity=1e6)
-    made = list(still(control, 600, 500_000.0))
-    assert sum(item.keyframe for item in made) <= 1, "one step was too much, and is not tried again"
-    assert len({item.qp for item in made[-300:]}) == 1
+    made = list(still(control, 6000, 500_000.0))
+    again = [number for number, item in enumerate(made) if item.keyframe]
+    assert again, "one step was too much"
+    pauses = [after - before for before, after in itertools.pairwise(again)]
+    assert pauses[0] >= PATIENCE
+    assert all(after > 1.5 * before for before, after in itertools.pairwise(pauses)), (
+        "and is tried ever less often"
+    )
+
+
+@pytest.mark.parametrize("change", range(1, 40))
+def test_a_picture_that_changes_while_it_gets_finer_still_does(change: int) -> None:
+    control = RateControl(1_000_000, RATE, PIXELS)
+    encode(control, 1.0, keyframe=True, keyframe_complexity=1e6)
+    list(still(control, change, 20_000.0))
+    encode(control, 5e6, keyframe_complexity=1e6)
+    assert list(still(control, 2 * PATIENCE + MOST_QP, 20_000.0))[-1].qp <= LEAST_QP + 1
+
+
+@pytest.mark.parametrize("complexity", [200_000.0, 5_000_000.0])
+def test_a_publisher_that_sends_keyframes_only_gets_its_bitrate(complexity: float) -> None:
+    control = RateControl(BITRATE, RATE, PIXELS)
+    for _ in range(60):
+        encode(control, 2e6, keyframe=control._other == 0, refreshed=True)
+    for _ in range(60):
+        encode(control, complexity, refreshed=True)
+    mean = sum(encode(control, complexity, refreshed=True).size for _ in range(100)) / 100
+    assert 0.8 < mean / SHARE < 1.05
 
 
 def test_when_it_moves_again_finer_steps_are_tried_again() -> None:

@@ -7,6 +7,7 @@ import ctypes.util
 import gc
 import os
 import threading
+import time
 import weakref
 from typing import Any
 
@@ -148,13 +149,22 @@ def test_its_threads_end_with_it() -> None:
 def test_the_interpreter_goes_on_while_it_encodes() -> None:
     encoder = opened(width=1920, height=1080, preset="veryfast")
     picture = Picture(0, 1920, 1080)
-    encoding = threading.Thread(target=lambda: [encoder.encode(picture, 12, keyframe=True) for _ in "abc"])
+    times: list[int] = []
+
+    def encode() -> None:
+        times.append(time.monotonic_ns())
+        encoder.encode(picture, 12, keyframe=True)
+        times.append(time.monotonic_ns())
+
+    encoding = threading.Thread(target=encode)
     encoding.start()
-    turns = 0
+    turns = []
     while encoding.is_alive():
-        turns += 1
-    # Were the lock held, this thread would get a turn between two pictures only.
-    assert turns > 1000
+        turns.append(time.monotonic_ns())
+    began, ended = times
+    fifth = (ended - began) // 5
+    # Were the lock held, this thread would get a turn before and after.
+    assert sum(began + fifth < turn < ended - fifth for turn in turns) > 10
 
 
 @pytest.mark.parametrize(
