@@ -6,6 +6,7 @@ it, except in CI, where a missing peer is a failure.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import socket
@@ -25,8 +26,9 @@ PACKAGES = {
     "gst-launch-1.0": "gstreamer1.0-tools gstreamer1.0-plugins-{base,good,bad,ugly} gstreamer1.0-libav",
     "chromium": "chromium",
     "ip": "iproute2",
+    "libx264.so.164": "gstreamer1.0-plugins-ugly",
 }
-"""Program to Debian package."""
+"""Program or library to Debian package."""
 
 RTSP_SERVER_PACKAGES = "python3 python3-gi gir1.2-gst-rtsp-server-1.0"
 
@@ -40,6 +42,15 @@ def require(program: str) -> str:
     if path is None:
         _missing(program, PACKAGES[program])
     return path
+
+
+def require_library(name: str) -> str:
+    """The shared library's `name`; skips the test (fails it in CI) where it is not installed."""
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        _missing(name, PACKAGES[name])
+    return name
 
 
 def require_rtsp_server() -> str:

@@ -251,7 +251,7 @@ def test_whatever_comes_quantisers_are_valid_and_bursts_bounded(
 ) -> None:
     control = RateControl(bitrate, RATE, PIXELS)
     share = bitrate / 8 / RATE
-    filled, before = 0.0, None
+    before = None
     for number, (complexity, kind, seconds) in enumerate(pictures):
         keyframe = number == 0 or kind == "keyframe"
         made = encode(
@@ -261,7 +261,6 @@ def test_whatever_comes_quantisers_are_valid_and_bursts_bounded(
         if before is not None and not made.keyframe and kind == "picture":
             assert -FINER_STEP <= made.qp - before <= COARSER_STEP
         before = made.qp
-        filled = max(0.0, filled - seconds * RATE * share) + made.size
         exact = complexity / 2 ** (made.qp / 6)
         if made.qp < MOST_QP and exact >= 8:
             # Two tries find a keyframe's size wherever sizes follow the formula.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import ctypes.util
 import gc
 import os
 import threading
@@ -17,7 +15,9 @@ import pytest
 
 from relay.errors import MedferryError
 from rtc import x264
-from rtc.x264 import BUILDS, X264, Plane, X264Error, level
+from rtc.encode import Wrapped
+from rtc.x264 import BUILDS, X264, X264Error, level
+from tests.peers import require_library
 
 WIDTH, HEIGHT = 320, 240
 
@@ -29,10 +29,7 @@ class Picture:
         noise = np.random.default_rng(number).integers(0, 8, (height * 3 // 2, width), np.uint8)
         bars = (np.arange(width) // 16 + number) % 8 * 24
         self.rows = noise + bars.astype(np.uint8)
-        luma, half = self.rows.ctypes.data, width // 2
-        blue = luma + width * height
-        red = blue + half * height // 2
-        self.planes = (Plane(luma, width), Plane(blue, half), Plane(red, half))
+        self.planes = Wrapped(self.rows.data.cast("B"), width, height).planes
 
 
 def opened(**changes: Any) -> X264:
@@ -206,11 +203,7 @@ def test_without_one_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.peer
 def test_the_older_build_has_the_same_structures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Debian's own, which its GStreamer brings."""
-    name = "libx264.so.164"
-    try:
-        ctypes.CDLL(name)
-    except OSError:
-        pytest.skip(f"{name} is not installed")
+    name = require_library("libx264.so.164")
     monkeypatch.setattr(x264, "_library", lambda: x264._Library(name))
     encoder, reader = opened(slices=2), decoder()
     assert encoder._library.build == 164
