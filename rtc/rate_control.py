@@ -123,14 +123,15 @@ class RateControl:
             refreshed: It differs from the one before it all over, as where the publisher had a keyframe. One
                 after another of these, they are usual pictures.
         """
-        refreshed = refreshed and not self._refreshed
         if keyframe:
             wanted = self._ideal(self._keyframe, self._keyframe_room)
             return max(round(wanted), self._qp - KEYFRAME_STEP)
-        complexity = max(self._other, self._keyframe) if refreshed else self._other
-        room = self._room(refreshed=refreshed)
-        wanted = self._ideal(complexity, room)
-        if refreshed or wanted <= self._qp - FINER_BY:
+        if refreshed and not self._refreshed:
+            wanted = self._ideal(max(self._other, self._keyframe), self._keyframe_room)
+            return max(round(wanted), self._qp - FINER_STEP)
+        room = self._room
+        wanted = self._ideal(self._other, room)
+        if wanted <= self._qp - FINER_BY:
             return max(round(wanted), self._qp - FINER_STEP)
         if wanted >= self._qp + COARSER_BY and self._last > room:
             return min(round(wanted), self._qp + COARSER_STEP)
@@ -138,12 +139,12 @@ class RateControl:
 
     @property
     def _keyframe_room(self) -> float:
+        """What the next picture may take if it shows all anew."""
         return max(KEYFRAME_PICTURES * self._share - self._filled, MOST_SHARE * self._share)
 
-    def _room(self, *, refreshed: bool) -> float:
-        """What the next picture that is no keyframe may take."""
-        if refreshed:
-            return self._keyframe_room
+    @property
+    def _room(self) -> float:
+        """What it may take else."""
         wanted = self._share + CATCH_UP * (FILLED_SHARES * self._share - self._filled)
         return min(max(wanted, LEAST_SHARE * self._share), MOST_SHARE * self._share)
 
